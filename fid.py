@@ -1,0 +1,474 @@
+"""The images, the classifier whose features judge them, the scores FID and KID, and pictures of it all.
+
+    python fid.py             what a score means: what real, slightly noisy, blurred and meaningless images get
+    python fid.py --retrain   train the classifier anew on the real images and pin it in weights/fid.pt
+
+A FID says how far a set of samples is from the 10,000 test images, as the features of a classifier see both. It needs
+a classifier (ours is pinned, so that figures can be compared), a number of images (2048, always, because FID falls as
+they grow more) and a floor: what as many real training images score. A sampler cannot honestly do better than that.
+"""
+import functools
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import torchvision
+from PIL import Image, ImageDraw, ImageFont
+
+from unet import (Problem, Progress, checkpoint_path, device_name, fit, flags, load_checkpoint, restore,
+                  save_atomically, script, settle)
+
+CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+WEIGHTS = Path(__file__).parent / "weights" / "fid.pt"
+
+
+# ---------------------------------------------------------------------------------------------- the images
+
+# The four files of Fashion-MNIST (Xiao, Rasul & Vollgraf 2017) as torchvision unpacks them, and their MD5. torchvision
+# checks what it downloads, not what it unpacked once; a damaged file would be trained on without a word.
+FILES = {"train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+         "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+         "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+         "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965"}
+
+
+def find_data(data="auto", data_dir="data"):
+    """Which images there are: "fashion" (downloaded if need be) or "drawn". Raises Problem where asked in vain."""
+    if data == "drawn": return data
+    raw = Path(data_dir) / "FashionMNIST" / "raw"
+    try:
+        torchvision.datasets.FashionMNIST(data_dir, download=True)
+    except (RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        if data == "fashion": raise Problem(f"Fashion-MNIST is not in {data_dir} and cannot be downloaded ({reason})")
+        print(f"Fashion-MNIST is not in {data_dir} and cannot be downloaded ({reason}): going on with drawn clothes.\n"
+              "Their scores say whether everything works, and nothing about the lecture's figures.")
+        return "drawn"
+    for name, md5 in FILES.items():
+        if hashlib.md5((raw / name).read_bytes()).hexdigest() != md5:
+            raise Problem(f"{raw / name} is damaged: delete it, so that it is unpacked or downloaded again")
+    return "fashion"
+
+
+def fashion_mnist(data_dir="data", train=True, data="auto", count=None):
+    """-> images (N, 1, 32, 32) float32 in [-1, 1], labels (N,) int64: the first `count` of them, or all.
+
+    28x28 pixels, padded by 2 with the background (-1), so that they can be halved three times and more.
+    data: "fashion", "drawn", or "auto" for whichever can be had.
+    """
+    if find_data(data, data_dir) == "fashion":
+        try:
+            found = torchvision.datasets.FashionMNIST(data_dir, train=train)
+        except (RuntimeError, OSError, ValueError, AssertionError) as error:
+            raise Problem(f"the files in {data_dir}/FashionMNIST/raw cannot be read ({error}): delete them")
+        pixels, labels = found.data[:count], found.targets[:count]
+    else:
+        pixels, labels = draw_clothes(min(count or 60_000, 60_000 if train else 10_000), seed=0 if train else 1)
+    images = torch.full((len(pixels), 1, 32, 32), -1.0)
+    images[:, 0, 2:-2, 2:-2] = pixels.float().div_(127.5).sub_(1)
+    return images, labels.long()
+
+
+def draw_clothes(count, seed):
+    """Stand-ins drawn with Pillow, random in proportions and shade: -> pixels (count, 28, 28) uint8, labels (count,)."""
+    random = np.random.default_rng(seed)
+    labels, pixels = random.integers(0, 10, count), np.zeros((count, 28, 28), np.uint8)
+    for i, label in enumerate(labels):
+        picture = Image.new("L", (56, 56))
+        draw_garment(ImageDraw.Draw(picture), CLASSES[label], random)
+        pixels[i] = np.asarray(picture.reduce(2))
+    return torch.from_numpy(pixels), torch.from_numpy(labels)
+
+
+def draw_garment(draw, kind, random):
+    """One garment on a canvas of 56x56 (points are given in 28ths of it)."""
+    vary = lambda low, high: random.uniform(low, high)
+    shade, dark = int(vary(110, 255)), int(vary(20, 90))
+    shape = lambda *points, fill=shade: draw.polygon([(2 * x, 2 * y) for x, y in points], fill=fill)
+    line = lambda *points, fill=shade, width=3: draw.line([(2 * x, 2 * y) for x, y in points], fill=fill, width=width)
+    top, bottom, half, arm = vary(2, 5), vary(22, 26), vary(5, 7), vary(3, 4.5)
+    if kind in ("T-shirt", "Pullover", "Coat", "Shirt"):
+        long_sleeves = kind != "T-shirt"
+        cuff = vary(18, 23) if long_sleeves else vary(9, 12)
+        reach = half + (vary(3, 4.5) if long_sleeves else vary(4, 6))
+        shape((14 - half, top), (14 + half, top), (14 + half, bottom), (14 - half, bottom))
+        for side in (-1, 1):
+            shape((14 + side * half * 0.8, top), (14 + side * half, top + 1), (14 + side * (reach + 1), cuff),
+                  (14 + side * (reach + 1 - arm), cuff + 0.5), (14 + side * half * 0.8, top + arm * 2))
+        shape((11.5, top - 1), (16.5, top - 1), (14, top + vary(1, 3)), fill=0)
+        if kind == "Coat": line((14, top + 1), (14, bottom), fill=dark, width=2)
+        if kind == "Shirt":
+            for y in np.arange(top + 3, bottom, 3): draw.ellipse((27, 2 * y, 29, 2 * y + 2), fill=dark)
+    elif kind == "Trouser":
+        leg = vary(2, 3.2)
+        for side in (-1, 1):
+            shape((14, top), (14 + side * half * 0.8, top), (14 + side * (half * 0.8 + 0.5), bottom),
+                  (14 + side * (half * 0.8 + 0.5 - leg), bottom), (14, vary(8, 11)))
+    elif kind == "Dress":
+        waist, hem = vary(2, 3.5), vary(4.5, 8)
+        shape((14 - waist - 1, top), (14 + waist + 1, top), (14 + waist, 11), (14 + hem, bottom), (14 - hem, bottom),
+              (14 - waist, 11))
+    elif kind == "Bag":
+        roof = vary(9, 13)
+        draw.arc((2 * (14 - half), 2 * (roof - 6), 2 * (14 + half), 2 * (roof + 6)), 180, 360, fill=shade, width=3)
+        shape((14 - half - 4, roof), (14 + half + 4, roof), (14 + half + 3, bottom), (14 - half - 3, bottom))
+        line((14 - half - 3, roof + 3), (14 + half + 3, roof + 3), fill=dark, width=2)
+    else:                                                       # shoes, all with the toe to the left
+        floor, heel, height = vary(19, 22), vary(24, 26), vary(5, 7)
+        shape((2, floor - 1), (heel, floor - 1), (heel, floor + 1.5), (2, floor + 1.5), fill=dark + 60)
+        if kind == "Sandal":
+            line((4, floor), (11, floor - height), (16, floor), width=3)
+            line((16, floor), (heel - 2, floor - height - 1), (heel, floor), width=3)
+        else:
+            shape((2, floor - 1), (3, floor - 3), (12, floor - height), (heel, floor - height - 1), (heel, floor - 1))
+            if kind == "Ankle boot":
+                shape((13, floor - height), (heel, floor - height - 1), (heel + 0.5, vary(3, 7)), (13.5, vary(3, 7)))
+
+
+# ---------------------------------------------------------------------------------------------- the classifier
+
+class ResBlock(nn.Module):
+    """Two convolutions with batch norm; the shortcut averages where the size halves, mixes where the width changes."""
+
+    def __init__(self, n_in, n_out, stride, kernel):
+        super().__init__()
+        conv = functools.partial(nn.Conv2d, kernel_size=kernel, padding=kernel // 2, bias=False)
+        self.conv1, self.norm1 = conv(n_in, n_out), nn.BatchNorm2d(n_out)
+        self.conv2, self.norm2 = conv(n_out, n_out, stride=stride), nn.BatchNorm2d(n_out)
+        self.shortcut = nn.Sequential(*[nn.AvgPool2d(2)] * (stride == 2), nn.Conv2d(n_in, n_out, 1))
+
+    def forward(self, x):
+        h = activation(self.norm1(self.conv1(x)))
+        return activation(self.norm2(self.conv2(h)) + self.shortcut(x))
+
+
+def activation(x):
+    """Leaky ReLU, shifted down so that what comes out has a mean near 0 (the lecture's earlier lessons)."""
+    return F.leaky_relu(x, 0.1) - 0.4
+
+
+def resnet(outputs, widths=(16, 32, 64, 128, 256, 512), dropout=0.1):
+    """The lecture's residual network: (N, 1, 32, 32) -> (N, outputs). Its first len(widths) + 1 modules give features."""
+    blocks = [ResBlock(1, widths[0], 1, 5)] + [ResBlock(a, b, 2, 3) for a, b in zip(widths, widths[1:])]
+    model = nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1], outputs))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d): nn.init.kaiming_normal_(module.weight, a=0.1)
+    return model
+
+
+def load_classifier(device, path=WEIGHTS):
+    """The pinned classifier, in float32 and ready to judge -> (model, its record). Raises Problem if it is damaged."""
+    state = load_checkpoint(path, remedy="restore it from git, or python fid.py --retrain")
+    model = resnet(10)
+    restore(model, state["model"], path)
+    return model.to(device).eval(), state
+
+
+@torch.no_grad()
+def run(model, images, batch=256):
+    """What the model says of many images, in float32 and without TF32 (a score must not depend on the GPU)."""
+    device, out = next(model.parameters()).device, []
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for some in images.split(batch):
+            out.append(model(some.to(device)).cpu())
+    return torch.cat(out)
+
+
+def retrain(args):
+    """Train the classifier on the real images and pin it in float16. Shifts and mirror images make the set larger."""
+    if find_data(args.data, args.data_dir) == "drawn": raise Problem("--retrain needs the real Fashion-MNIST")
+    images, labels = fashion_mnist(args.data_dir, True, "fashion", args.images)
+    test_images, test_labels = fashion_mnist(args.data_dir, False, "fashion")
+
+    def augment(x, y):
+        n = len(x)
+        shift = torch.randint(-2, 3, (2, n, 1), device=x.device)           # up to 2 pixels: what wraps is background
+        rows, columns = (torch.arange(32, device=x.device) + shift) % 32
+        x = x[torch.arange(n, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        x = x.permute(0, 3, 1, 2)
+        mirror = torch.rand(n, 1, 1, 1, device=x.device) < 0.5
+        return (torch.where(mirror, x.flip(3), x),), y
+
+    settings = dict(lesson="classifier", epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=args.seed,
+                    images=len(images), data="fashion")
+    torch.manual_seed(args.seed)
+    model = resnet(10).to(args.device)
+    record = fit(model, augment, images.to(args.device), labels=labels.to(args.device), epochs=args.epochs, lr=args.lr,
+                 batch_size=args.batch_size, loss=functools.partial(F.cross_entropy, label_smoothing=0.1),
+                 optimizer=torch.optim.AdamW, seed=args.seed, path=checkpoint_path(args.out_dir, settings),
+                 settings=settings, retrain=True)
+    half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    model.load_state_dict(half)                                            # judged as it will be used
+    accuracy = float((run(model, test_images).argmax(1) == test_labels).float().mean())
+    save_atomically({"settings": settings, "model": half, "accuracy": accuracy, "seconds": record["seconds"],
+                     "device": device_name(args.device), "torch": torch.__version__}, WEIGHTS)
+    print(f"{accuracy:.2%} of the test images right after {record['seconds']:.0f} s of training on "
+          f"{device_name(args.device)}, seed {args.seed}: pinned as {WEIGHTS}")
+
+
+# ---------------------------------------------------------------------------------------------- the scores
+
+def statistics(features):
+    """Mean (d,) and covariance (d, d) of (N, d) features, in float64."""
+    features = np.asarray(features, dtype=np.float64)
+    return features.mean(0), np.cov(features, rowvar=False)
+
+
+def frechet_distance(mu1, cov1, mu2, cov2):
+    """FID: the squared Frechet distance of two Gaussians, |mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
+
+    Means (d,), covariances (d, d) -> float. Heusel et al. 2017, eq. 6. The eigenvalues of C1 C2 are those of the
+    symmetric S C2 S with S = C1^(1/2): real, and at least 0 but for round-off, which is clipped. A general matrix
+    square root of C1 C2 has no such luck, and turns complex with fewer samples than features.
+    """
+    mu1, cov1, mu2, cov2 = (np.asarray(a, dtype=np.float64) for a in (mu1, cov1, mu2, cov2))
+    values, vectors = np.linalg.eigh(cov1)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    shared = np.sqrt(np.linalg.eigvalsh(root @ cov2 @ root).clip(0)).sum()
+    return float(((mu1 - mu2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * shared)
+
+
+def kernel_distance(feats1, feats2, subsets=100, size=1000, seed=0):
+    """KID: the unbiased squared maximum mean discrepancy under the kernel (x.y/d + 1)^3, averaged over subsets.
+
+    (N, d), (M, d) features -> float: 0 on average for two draws of the same thing, so it can be a little below.
+    Binkowski et al. 2018, section 4; each subset takes min(size, N, M) of each side, from a fixed generator.
+    """
+    feats1, feats2 = (torch.as_tensor(f).double().cpu() for f in (feats1, feats2))
+    n, d = min(size, len(feats1), len(feats2)), feats1.shape[1]
+    random, total = np.random.default_rng(seed), 0.0
+    kernel = lambda a, b: (a @ b.T / d + 1) ** 3
+    for _ in range(subsets):
+        x = feats1[torch.from_numpy(random.choice(len(feats1), n, replace=False))]
+        y = feats2[torch.from_numpy(random.choice(len(feats2), n, replace=False))]
+        xx, yy = kernel(x, x), kernel(y, y)                                # an image is not compared with itself:
+        same = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (n * (n - 1))
+        total += float(same - 2 * kernel(x, y).mean())
+    return total / subsets
+
+
+def residual_noise(images):
+    """Standard deviation of the outermost 2 pixels of (N, 1, 32, 32) images, which are exactly -1 in every real one."""
+    border = torch.ones(images.shape[-2:], dtype=torch.bool)
+    border[2:-2, 2:-2] = False
+    return float(images[:, 0, border].std())
+
+
+class ImageEval:
+    """Scores images (N, 1, 32, 32) in [-1, 1] against the 10,000 test images, on the pinned classifier.
+
+    samples: how many images will be scored, as the floor depends on it: 20 draws of that many real training images.
+    count: how many real images to load, for tests; None is all. What takes long is kept in the folder `cache`.
+    """
+
+    def __init__(self, data="auto", data_dir="data", samples=2048, device="cpu", cache="out/fid", count=None):
+        self.data = find_data(data, data_dir)
+        self.model, self.classifier = load_classifier(torch.device(device))
+        settings = dict(lesson="fid", data=self.data, samples=samples, count=count,
+                        classifier=hashlib.sha256(WEIGHTS.read_bytes()).hexdigest())
+        path = checkpoint_path(cache, settings)
+        if path.exists():
+            known = load_checkpoint(path, settings, remedy="delete it")
+        else:
+            known = {"settings": settings, **self.measure_reals(data_dir, samples, count)}
+            save_atomically(known, path)
+        self.real = known["real"]
+        self.mean, self.cov = statistics(self.real)
+        self.floor, self.floor_sd = known["floor"], known["floor_sd"]
+
+    def measure_reals(self, data_dir, samples, count):
+        images, _ = fashion_mnist(data_dir, False, self.data, count)
+        real, line = self.features(images), Progress()
+        line(f"measuring what {samples} real images score, once ...", end=True)
+        train = self.features(fashion_mnist(data_dir, True, self.data, count)[0])
+        reference, random, scores = statistics(real), np.random.default_rng(0), []
+        for _ in range(20):
+            draw = random.choice(len(train), min(samples, len(train)), replace=False)
+            scores.append(frechet_distance(*statistics(train[torch.from_numpy(draw)]), *reference))
+        return {"real": real, "floor": float(np.mean(scores)), "floor_sd": float(np.std(scores, ddof=1))}
+
+    def features(self, images):
+        """(N, 512): what the classifier sees, before it decides. Refuses what no score should be made of."""
+        if images.ndim != 4 or images.shape[1:] != (1, 32, 32):
+            raise Problem(f"images to be scored are (N, 1, 32, 32), not {tuple(images.shape)}")
+        if len(images) < 2: raise Problem("a score needs two images at least")
+        if not images.isfinite().all(): raise Problem("images to be scored hold NaN or infinity")
+        return run(self.model[:-2], images.float().clamp(-1, 1))
+
+    def fid(self, images):
+        return frechet_distance(*statistics(self.features(images)), self.mean, self.cov)
+
+    def kid(self, images):
+        return kernel_distance(self.features(images), self.real)
+
+    def score(self, images):
+        """All that a result reports of its images: FID, KID, residual noise, how many of each garment, the floor."""
+        features = self.features(images)
+        with torch.no_grad():
+            seen = self.model[-1](features.to(next(self.model.parameters()).device)).argmax(1).cpu()
+        return {"fid": frechet_distance(*statistics(features), self.mean, self.cov),
+                "kid": kernel_distance(features, self.real), "border": residual_noise(images.clamp(-1, 1)),
+                "classes": torch.bincount(seen, minlength=10).tolist(), "samples": len(images),
+                "floor": self.floor, "floor_sd": self.floor_sd, "data": self.data}
+
+
+def describe(score):
+    """A score in words, for the screen."""
+    stand_in = "" if score["data"] == "fashion" else " (drawn clothes, not Fashion-MNIST)"
+    return (f"FID {score['fid']:.2f}, KID {score['kid']:.4f}, residual noise {score['border']:.4f}; {score['samples']} "
+            f"real images score FID {score['floor']:.2f} +- {score['floor_sd']:.2f}{stand_in}")
+
+
+# What tells one result from another; a new one replaces the one that agrees in all of these.
+IDENTITY = ("what", "steps", "eta", "churn", "network", "samples", "seed", "data")
+
+
+def save_results(folder, records):
+    """Put the records into results.json, a list, where each replaces an earlier one of the same settings."""
+    path = Path(folder) / "results.json"
+    identity = lambda record: [record.get(key) for key in IDENTITY]
+    try:
+        kept = json.loads(path.read_text()) if path.exists() else []
+        kept = [old for old in kept if identity(old) not in map(identity, records)]
+    except (ValueError, AttributeError) as error:
+        raise Problem(f"{path} is not a list of results ({error}): delete it")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(kept + records, indent=1) + "\n")
+    temporary.replace(path)
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+INK, PALE = (30, 30, 30), (215, 215, 215)
+COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207), (140, 86, 75))
+
+
+def grid(images, captions=None, columns=8, zoom=2, title=None):
+    """(N, 1, H, W) images in [-1, 1], row by row, each over its caption -> a PIL image."""
+    n, (height, width) = len(images), images.shape[-2:]
+    font, foot, head = ImageFont.load_default(11), 15 if captions else 0, 20 if title else 0
+    cell_w, cell_h = width * zoom + 4, height * zoom + 4 + foot
+    picture = Image.new("RGB", (columns * cell_w + 4, -(-n // columns) * cell_h + 4 + head), "white")
+    draw = ImageDraw.Draw(picture)
+    if title: draw.text((6, 4), title, INK, font)
+    pixels = (images.detach().float().cpu().clamp(-1, 1)[:, 0] * 127.5 + 127.5).round().byte().numpy()
+    for i in range(n):
+        x, y = 4 + i % columns * cell_w, 4 + head + i // columns * cell_h
+        picture.paste(Image.fromarray(pixels[i]).resize((width * zoom, height * zoom), Image.NEAREST), (x, y))
+        if captions: draw.text((x + width * zoom // 2, y + height * zoom + 7), captions[i], INK, font, anchor="mm")
+    return picture
+
+
+def ticks(low, high, log):
+    """A few round numbers from low to high."""
+    if log:
+        found = [m * 10.0 ** e for e in range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+                 for m in (1, 2, 5)]
+        found = [value for value in found if low * 0.999 <= value <= high * 1.001]
+        return found if len(found) <= 9 else [v for v in found if f"{v:e}".startswith("1.0")]
+    step = 10.0 ** np.floor(np.log10((high - low) / 4))
+    step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 6)
+    return [float(value) for value in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
+
+
+def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 400)):
+    """A small chart -> a PIL image. series: (name, xs, ys, kind), kind one of "line", "points", "bars"."""
+    left, right, top, bottom = 62, size[0] - 16, 30, size[1] - 46
+    font, picture = ImageFont.load_default(12), Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    limits = []
+    for axis, log in ((1, log_x), (2, log_y)):
+        values = np.concatenate([np.asarray(s[axis], float) for s in series])
+        values = values[np.isfinite(values) & ((values > 0) | (not log))]
+        low, high = values.min(), values.max()
+        if axis == 2 and not log: low = min(low, 0.0)
+        if low == high: low, high = (low / 2, high * 2) if log else (low - 1, high + 1)
+        limits.append((low, high * (1 if axis == 1 else 1.25 if log else 1.05)))
+    place = lambda v, lo, hi, log: (np.log(v / lo) / np.log(hi / lo)) if log else (v - lo) / (hi - lo)
+    to_x = lambda v: left + place(v, *limits[0], log_x) * (right - left)
+    to_y = lambda v: bottom - place(v, *limits[1], log_y) * (bottom - top)
+    for v in ticks(*limits[0], log_x):
+        draw.line((to_x(v), top, to_x(v), bottom), PALE)
+        draw.text((to_x(v), bottom + 10), f"{v:g}", INK, font, anchor="mm")
+    for v in ticks(*limits[1], log_y):
+        draw.line((left, to_y(v), right, to_y(v)), PALE)
+        draw.text((left - 6, to_y(v)), f"{v:g}", INK, font, anchor="rm")
+    for i, (name, xs, ys, kind) in enumerate(series):
+        colour = COLOURS[i % len(COLOURS)]
+        points = [(to_x(x), to_y(y)) for x, y in zip(xs, ys) if np.isfinite(y) and (y > 0 or not log_y)]
+        if kind == "line": draw.line(points, colour, 2)
+        for j, (x, y) in enumerate(points):
+            if kind == "points": draw.ellipse((x - 4, y - 4, x + 4, y + 4), colour)
+            if kind == "bars":
+                half = abs(points[1][0] - points[0][0]) / 2 if len(points) > 1 else 4
+                draw.rectangle((x - half, y, x + half, bottom), tuple(c + (255 - c) // 2 for c in colour))
+        draw.text((right - 8, top + 6 + 16 * i), name, colour, font, anchor="ra")
+    draw.rectangle((left, top, right, bottom), outline=INK)
+    draw.text((left, 14), title, INK, font, anchor="lm")
+    draw.text(((left + right) / 2, size[1] - 14), x_label, INK, font, anchor="mm")
+    label = Image.new("RGB", (bottom - top, 16), "white")
+    ImageDraw.Draw(label).text(((bottom - top) / 2, 8), y_label, INK, font, anchor="mm")
+    picture.paste(label.rotate(90, expand=True), (2, top))
+    return picture
+
+
+def beside(pictures):
+    """Several pictures in a row -> one."""
+    whole = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
+    for i, picture in enumerate(pictures):
+        whole.paste(picture, (sum(p.width for p in pictures[:i]), 0))
+    return whole
+
+
+# ---------------------------------------------------------------------------------------------- what a score means
+
+def float32_distance(features1, features2):
+    """FID as the lecture's notebook computes it: covariances, their product and its square root all in float32."""
+    from scipy.linalg import sqrtm
+    (mu1, cov1), (mu2, cov2) = ((f.mean(0), np.cov(f, rowvar=False, dtype=np.float32))
+                                for f in (np.asarray(features1), np.asarray(features2)))
+    root = sqrtm(cov1 @ cov2).real
+    return float(((mu1 - mu2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * np.trace(root))
+
+
+@script
+def main(argv=None):
+    parser = flags("fid", "What a score means; with --retrain, train the classifier that judges.")
+    recipe = dict(epochs=14, batch_size=256, lr=1e-2)
+    args = settle(parser, argv, {"lecture": recipe, "small": recipe, "tiny": recipe | dict(epochs=1, batch_size=64)})
+    if args.retrain: return retrain(args)
+    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir, args.images)
+    n, random = args.samples, np.random.default_rng(args.seed)
+    train, _ = fashion_mnist(args.data_dir, True, evaluate.data, args.images)
+    some = lambda count: train[torch.from_numpy(random.choice(len(train), min(count, len(train)), replace=False))]
+    images, records = some(n), []
+    print(f"the classifier names {evaluate.classifier['accuracy']:.2%} of the real test images rightly")
+    print(f"{n} real training images, 20 draws: FID {evaluate.floor:.2f} +- {evaluate.floor_sd:.2f}: this is the floor")
+    generator = torch.Generator().manual_seed(args.seed)
+    noise = torch.randn(images.shape, generator=generator)
+    blur = torchvision.transforms.functional.gaussian_blur
+    started = time.time()
+    for what, candidate in (("real training images", images), ("with noise of 0.03", images + 0.03 * noise),
+                            ("with noise of 0.1", images + 0.1 * noise), ("blurred by 1 pixel", blur(images, 5, 1.0)),
+                            ("pure noise", noise)):
+        records.append({"what": what, "seed": args.seed, **evaluate.score(candidate)})
+        print(f"{what:24s}{describe(records[-1])}")
+    print(f"a score takes {(time.time() - started) / 5:.1f} s on {device_name(args.device)}")
+    for count in (n // 4, n // 2, n, 2 * n, 10_000, len(train)):
+        value = evaluate.fid(some(count))
+        records.append({"what": f"{count} real training images", "samples": count, "seed": args.seed, "fid": value})
+        print(f"{count:6d} real training images: FID {value:.2f}")
+    for _ in range(3):
+        features = evaluate.features(some(n))
+        exact = frechet_distance(*statistics(features), evaluate.mean, evaluate.cov)
+        print(f"the same {n} images: FID {exact:.2f} in float64, {float32_distance(features, evaluate.real):.2f} in float32")
+    save_results(args.out_dir, records)
+
+
+if __name__ == "__main__":
+    main()

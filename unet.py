@@ -1,0 +1,490 @@
+"""The network that all four lessons share, and how it is fitted.
+
+The lecture changes what the network is asked (which input, which target) and never the network itself, nor the
+training loop. So both live here, once, and a lesson holds nothing but what its part of the lecture changed.
+
+    python unet.py        parameters, GFLOP an image, and images a second for training and sampling on this machine
+
+Reading order: the network, how it starts, how it is fitted, and last the flags and errors that every script shares.
+"""
+import argparse
+import functools
+import hashlib
+import json
+import math
+import os
+import pickle
+import shutil
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+# ---------------------------------------------------------------------------------------------- the network
+# A U-Net (Ronneberger et al. 2015) as denoising diffusion uses it (Ho et al. 2020): down to small pictures with many
+# channels, up again, and at every level the way up sees what the way down saw. Names and shapes are those of the
+# lecture's network, diffusers' UNet2DModel, so that weights can be exchanged with it in both directions.
+
+def timestep_embedding(t, dim, max_period=10_000):
+    """Sinusoids of the time t at dim/2 frequencies from 1 down to 1/max_period (Vaswani et al. 2017, section 3.5).
+
+    t: (N,) floats -> (N, dim): cosines first, then sines. A network reads a number more easily as a pattern of waves.
+    """
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)
+    angles = t[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions around which the input is added back; between them the time has its say."""
+
+    def __init__(self, n_in, n_out, n_emb, groups):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, n_in)
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(n_emb, n_out)
+        self.norm2 = nn.GroupNorm(groups, n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else None
+
+    def forward(self, x, emb):
+        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(emb)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Attention(nn.Module):
+    """Self-attention among all pixels of the picture: the one place where far corners speak to each other directly."""
+
+    def __init__(self, n, groups, head_dim):
+        super().__init__()
+        if n % head_dim: raise ValueError(f"{n} channels cannot be split into heads of {head_dim}")
+        self.heads = n // head_dim
+        self.group_norm = nn.GroupNorm(groups, n)
+        self.to_q, self.to_k, self.to_v = nn.Linear(n, n), nn.Linear(n, n), nn.Linear(n, n)
+        self.to_out = nn.ModuleList([nn.Linear(n, n)])
+
+    def forward(self, x):
+        n, c, height, width = x.shape
+        pixels = self.group_norm(x).permute(0, 2, 3, 1).reshape(n, height * width, c)
+        q, k, v = (f(pixels).view(n, height * width, self.heads, -1).transpose(1, 2)
+                   for f in (self.to_q, self.to_k, self.to_v))
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        return x + self.to_out[0](out).reshape(n, height, width, c).permute(0, 3, 1, 2)
+
+
+class Downsample(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.conv = nn.Conv2d(n, n, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.conv = nn.Conv2d(n, n, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks that work at one picture size. widths: the channels that each block receives."""
+
+    def __init__(self, widths, n, n_emb, groups, head_dim, attentions, down=False, up=False):
+        super().__init__()
+        self.resnets = nn.ModuleList([ResnetBlock(w, n, n_emb, groups) for w in widths])
+        self.attentions = nn.ModuleList([Attention(n, groups, head_dim) for _ in range(attentions)])
+        self.downsamplers = nn.ModuleList([Downsample(n)] if down else [])
+        self.upsamplers = nn.ModuleList([Upsample(n)] if up else [])
+
+    def block(self, i, x, emb):
+        x = self.resnets[i](x, emb)
+        return self.attentions[i](x) if i < len(self.attentions) else x
+
+
+class UNet(nn.Module):
+    """The lecture's network: 15,890,753 parameters with the defaults.
+
+    channels: the width of each level, from full size down; every one a multiple of groups and, but for the first
+    level, which has no attention, of head_dim. layers: residual blocks at each level on the way down; up has one more.
+    forward(x, t): x (N, 1, H, W), H and W multiples of 2^(levels - 1); t a number or (N,) floats, whatever the lesson
+    calls time -> (N, 1, H, W).
+    """
+
+    def __init__(self, channels=(32, 64, 128, 256), layers=2, groups=8, head_dim=8):
+        super().__init__()
+        n, n_emb, last = channels[0], 4 * channels[0], len(channels) - 1
+        self.conv_in = nn.Conv2d(1, n, 3, padding=1)
+        self.time_embedding = nn.ModuleDict({"linear_1": nn.Linear(n, n_emb), "linear_2": nn.Linear(n_emb, n_emb)})
+        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        skips = [n]                                     # the channels of everything that the way up will see again
+        for i, width in enumerate(channels):
+            self.down_blocks.append(Level([n] + [width] * (layers - 1), width, n_emb, groups, head_dim,
+                                          attentions=layers if i > 0 else 0, down=i < last))
+            skips += [width] * (layers + (i < last))
+            n = width
+        self.mid_block = Level([n, n], n, n_emb, groups, head_dim, attentions=1)
+        for i, width in reversed(list(enumerate(channels))):
+            widths = [w + skips.pop() for w in [n] + [width] * layers]
+            self.up_blocks.append(Level(widths, width, n_emb, groups, head_dim,
+                                        attentions=layers + 1 if i > 0 else 0, up=i > 0))
+            n = width
+        self.conv_norm_out = nn.GroupNorm(groups, n)
+        self.conv_out = nn.Conv2d(n, 1, 3, padding=1)
+
+    def forward(self, x, t):
+        t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
+        emb = timestep_embedding(t, self.conv_in.out_channels)
+        emb = F.silu(self.time_embedding["linear_2"](F.silu(self.time_embedding["linear_1"](emb))))
+        x = self.conv_in(x)
+        skips = [x]
+        for level in self.down_blocks:
+            for i in range(len(level.resnets)):
+                skips.append(x := level.block(i, x, emb))
+            for down in level.downsamplers:
+                skips.append(x := down(x))
+        x = self.mid_block.block(1, self.mid_block.block(0, x, emb), emb)
+        for level in self.up_blocks:
+            for i in range(len(level.resnets)):
+                x = level.block(i, torch.cat([x, skips.pop()], dim=1), emb)
+            for up in level.upsamplers:
+                x = up(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def init_ddpm(model):
+    """Start every residual block as the identity and the whole network as the constant 0; -> the model.
+
+    A fresh network then answers "no idea" instead of noise, and each block grows from doing nothing. Downsampling
+    starts orthogonal, which keeps lengths. (Lecture; zero last layers: Ho et al. 2020's own code.)
+    """
+    for level in [*model.down_blocks, *model.up_blocks]:
+        for block in level.resnets:
+            nn.init.zeros_(block.conv2.weight)
+            nn.init.zeros_(block.conv2.bias)
+        for down in level.downsamplers:
+            nn.init.orthogonal_(down.conv.weight)
+    nn.init.zeros_(model.conv_out.weight)
+    nn.init.zeros_(model.conv_out.bias)
+    return model
+
+
+# ---------------------------------------------------------------------------------------------- fitting it
+
+def reduced(device):
+    """Matrix products in bfloat16 where that pays, which is on a CUDA GPU; sums and weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def fast(model, device):
+    """The model moved to the device with its convolutions' weights channels-last, and a callable that runs it: compiled
+    on a GPU where there is a compiler. (On two CPU cores compiling cost 40 to 100 s and gained nothing.)"""
+    model.to(device, memory_format=torch.channels_last)
+    compiler = device.type == "cuda" and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return torch.compile(model) if compiler else model
+
+
+def step_seed(seed, step):
+    """Each step has a seed of its own, so a run that is broken off and continued draws the same noise as an unbroken
+    one, and a checkpoint holds no random state. (Not seed + step: seeds 0 and 1 would share nearly all of it.)"""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.mse_loss, path=None, settings=None,
+        optimizer=functools.partial(torch.optim.Adam, eps=1e-5), amp=True, seed=0, retrain=False):
+    """The one training loop: Adam under a one-cycle rate (Smith 2018), everything resident on the model's device.
+
+    noisify(x0) -> (inputs, target), or noisify(x0, labels) where labels are given; inputs is a tuple for model(*inputs).
+    images: (N, 1, H, W); batches of batch_size, the incomplete last one of an epoch left out. amp: bfloat16 on CUDA.
+    path: where the finished network is kept and found again; while it is being trained it is beside it, as .part.
+    settings: what the network is, a dictionary of plain values. -> {"losses": (steps,), "seconds": of training}.
+    Raises Problem where a checkpoint is damaged or belongs to other settings, and where the loss is no longer finite.
+    """
+    device, path = next(model.parameters()).device, path and Path(path)
+    settings = json.loads(json.dumps(settings or {}))                      # as it will come back: tuples become lists
+    if path and path.exists() and not retrain:
+        state = load_checkpoint(path, settings)
+        restore(model, state["model"], path)
+        print(f"using the network trained before, {path} (--retrain trains it anew)")
+        return {"losses": state["losses"], "seconds": state["seconds"]}
+
+    batch_size = min(batch_size, len(images))
+    per_epoch = len(images) // batch_size
+    total = epochs * per_epoch
+    optim = optimizer(model.parameters(), lr=lr, fused=device.type in ("cpu", "cuda"))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optim, max_lr=lr, total_steps=total)
+    losses, step, before = torch.zeros(total), 0, 0.0
+    part = path and path.with_suffix(".part")
+    if part and part.exists():
+        state = load_checkpoint(part, settings | {"retrain": retrain}, remedy="delete it")
+        restore(model, state["model"], part)
+        optim.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        losses, step, before = state["losses"], state["step"], state["seconds"]
+        print(f"continuing at step {step} of {total}, from {part}")
+    losses, saved, started = losses.to(device), step, time.time()
+
+    def finite():
+        bad = (~losses[:step].isfinite()).nonzero()
+        if len(bad):
+            raise Problem(f"the loss was {losses[bad[0, 0]]} at step {int(bad[0, 0]) + 1} of {total}: "
+                          "a lower --lr usually cures that")
+
+    run, line, shown, kept = fast(model, device), Progress(), time.time(), time.time()
+    model.train()
+    try:
+        while step < total:
+            epoch, i = divmod(step, per_epoch)
+            if i == 0 or step == saved:
+                order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(images))).to(device)
+            torch.manual_seed(step_seed(seed, step))
+            pick = order[i * batch_size:(i + 1) * batch_size]
+            inputs, target = noisify(images[pick]) if labels is None else noisify(images[pick], labels[pick])
+            with reduced(device) if amp else torch.autocast(device.type, enabled=False):
+                output = run(*inputs)
+            value = loss(output.float(), target)
+            optim.zero_grad()
+            value.backward()
+            optim.step()
+            schedule.step()
+            losses[step] = value.detach()
+            step += 1
+            now = time.time()
+            if now - shown > 1 or i + 1 == per_epoch:                      # reading the loss waits for a GPU: seldom
+                shown = now
+                finite()
+                rate = (step - saved) * batch_size / (now - started)
+                line(f"epoch {epoch + 1}/{epochs}  step {step}/{total}  loss {losses[step - i - 1:step].mean():.4f}  "
+                     f"{rate:.0f} images/s  {(total - step) * batch_size / rate:.0f} s left", end=i + 1 == per_epoch)
+            if part and now - kept > 30:
+                finite()
+                save_atomically({"settings": settings | {"retrain": retrain}, "step": step, "losses": losses.cpu(),
+                                 "seconds": before + now - started, "model": model.state_dict(),
+                                 "optimizer": optim.state_dict(), "schedule": schedule.state_dict()}, part)
+                kept = time.time()
+    except KeyboardInterrupt:
+        kept = part and part.exists()
+        raise KeyboardInterrupt(f"stopped at step {step} of {total}; the same command "
+                                + (f"continues from {part}" if kept else "starts again")) from None
+    model.eval()
+    record = {"losses": losses.cpu(), "seconds": before + time.time() - started}
+    if path:
+        save_atomically({"settings": settings, "model": model.state_dict(), **record}, path)
+        part.unlink(missing_ok=True)
+    return record
+
+
+def save_atomically(content, path):
+    """Write beside the file, then rename: whoever looks, at whatever moment, sees a whole file, the old or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save(content, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path, settings=None, remedy="delete it, or --retrain"):
+    """What save_atomically wrote; raises Problem for a file that is damaged, foreign or of other settings.
+
+    torch.load takes flipped bits for weights, so the archive's checksums are asked first, and weights_only=True
+    refuses a pickle that would run code.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip(): raise zipfile.BadZipFile(f"{damaged} fails its checksum")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["settings"]
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError,
+            NotImplementedError, OSError) as error:
+        raise Problem(f"{path} is damaged or not a checkpoint of ours ({str(error).splitlines()[0]}): {remedy}")
+    if settings is not None and found != settings:
+        differing = sorted(k for k in found.keys() | settings.keys() if found.get(k) != settings.get(k))
+        raise Problem(f"{path} was made with other settings ("
+                      + ", ".join(f"{k} {found.get(k)}, not {settings.get(k)}" for k in differing) + f"): {remedy}")
+    return state
+
+
+def restore(model, weights, path):
+    """Put the weights into the model, or raise a Problem that names the file."""
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise Problem(f"{path} does not fit this network ({str(error).splitlines()[0]}): delete it, or --retrain")
+
+
+def checkpoint_path(folder, settings):
+    """Other settings, other name: two experiments in one folder never meet."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return Path(folder) / f"network-{digest[:10]}.pt"
+
+
+@torch.no_grad()
+def generate(sampler, n, seed, device, batch=256, shape=(1, 32, 32)):
+    """n samples in batches: sampler(noise) -> images, with standard normal noise (batch, *shape) -> (n, *shape).
+
+    The noise is drawn on the CPU from the seed, so that every device, and a run whether it trained or not, starts from
+    the same. What a sampler draws on the way comes from torch's own generator, seeded here too.
+    """
+    torch.manual_seed(step_seed(seed, 1))
+    generator, line, out = torch.Generator().manual_seed(seed), Progress(), []
+    for start in range(0, n, batch):
+        noise = torch.randn(min(batch, n - start), *shape, generator=generator)
+        with reduced(device):
+            out.append(sampler(noise.to(device)).float().cpu())
+        line(f"sampled {start + len(noise)} of {n}", end=False)
+    line("", end=False)
+    return torch.cat(out)
+
+
+# ---------------------------------------------------------------------------------------------- what scripts share
+
+class Problem(ValueError):
+    """Something that the person at the keyboard can mend: a script says it in one line and ends with status 2."""
+
+
+class Progress:
+    """A line that updates in place on a terminal; elsewhere only the lines with end=True are printed."""
+
+    def __call__(self, text, end=False):
+        if sys.stdout.isatty():
+            print(f"\r\033[K{text}", end="\n" if end else "", flush=True)
+        elif end:
+            print(text, flush=True)
+
+
+def script(main):
+    """Wrap a script's main: a Problem or Ctrl-C ends it with one line and a status, not with a traceback."""
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        name = Path(sys.modules[main.__module__].__file__).name
+        try:
+            return main(argv)
+        except Problem as problem:
+            print(f"{name}: error: {problem}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt as stop:
+            print(f"\n{name}: {stop or 'stopped'}", file=sys.stderr)
+            sys.exit(130)
+    return wrapped
+
+
+# Each size is a set of defaults, and each default has a flag of its own. images: how many of the training set are used.
+SIZES = {
+    "lecture": dict(channels=(32, 64, 128, 256), layers=2, head_dim=8, images=60_000, samples=2048),
+    "small": dict(channels=(16, 32, 64), layers=1, head_dim=32, images=60_000, samples=2048),
+    "tiny": dict(channels=(8, 16), layers=1, head_dim=8, images=256, samples=64),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def number(kind, low, high=math.inf):
+    """A type for argparse: an int or a float from low to high, and a message that says so."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value <= high and math.isfinite(value)):
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} from {low}" + f" to {high}" * (high < math.inf))
+        return value
+    return parse
+
+
+def flags(lesson, description):
+    """The parser that every script starts from; a lesson adds what is its own."""
+    parser = Parser(prog=f"{lesson}.py", description=description)
+    parser.set_defaults(lesson=lesson)
+    add = parser.add_argument
+    add("--size", choices=SIZES, help="set of defaults: lecture (the default on a GPU), small (on a CPU), tiny (a test)")
+    add("--epochs", type=number(int, 1), help="passes over the training images")
+    add("--batch-size", type=number(int, 1), help="images in a training step")
+    add("--lr", type=number(float, 1e-9, 1e3), help="peak learning rate")
+    add("--samples", type=number(int, 2), help="images to sample and score")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights, training and sampling (default 0)")
+    add("--device", default="auto", help="cuda, mps, cpu (default: the first of them that is there)")
+    add("--data", choices=("auto", "fashion", "drawn"), default="auto",
+        help="Fashion-MNIST, or drawn stand-ins; auto: the first, or the second where it cannot be had")
+    add("--data-dir", default="data", help="folder of the data set (default data)")
+    add("--out-dir", default="out", help="folder for checkpoints, pictures and results.json (default out)")
+    add("--retrain", action="store_true", help="train anew; the old network stays until the new one is complete")
+    return parser
+
+
+def settle(parser, argv, recipes):
+    """Read the flags; fill what was not given from the size and the lesson's recipe; check the device and the folder.
+
+    recipes: {size: {"epochs": .., "batch_size": .., "lr": ..}}. -> the arguments, with device a torch.device, out_dir
+    the lesson's own folder (a Path), and the size's channels, layers, head_dim and images.
+    """
+    args = parser.parse_args(argv)
+    args.device = pick_device(args.device)
+    args.size = args.size or ("lecture" if args.device.type == "cuda" else "small")
+    for name, value in (SIZES[args.size] | recipes[args.size]).items():
+        if getattr(args, name, None) is None: setattr(args, name, value)
+    args.out_dir = Path(args.out_dir) / args.lesson
+    try:
+        args.out_dir.mkdir(parents=True, exist_ok=True)
+        probe = args.out_dir / f"probe-{os.getpid()}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise Problem(f"cannot write to the folder {args.out_dir} ({error.strerror})")
+    return args
+
+
+def pick_device(name):
+    """auto -> CUDA, else MPS, else CPU; anything else as torch names it, if it is there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto": name = next(kind for kind, is_there in there.items() if is_there)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise Problem(f"--device {name!r}: cuda, mps or cpu")
+    if not there.get(device.type) or device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise Problem(f"--device {name}: there is no such device here")
+    return device
+
+
+def device_name(device):
+    """As results name it: the GPU's name, or the number of CPU threads."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else \
+        f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+@script
+def main(argv=None):
+    from torch.utils.flop_counter import FlopCounterMode
+    parser = flags("unet", __doc__.split("\n")[0])
+    args = settle(parser, argv, {size: dict(epochs=1, batch_size=64, lr=1e-3) for size in SIZES})
+    torch.manual_seed(args.seed)
+    model = init_ddpm(UNet(args.channels, args.layers, head_dim=args.head_dim)).to(args.device)
+    images = torch.randn(8 * args.batch_size, 1, 32, 32, device=args.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images[:1], 0.5)
+    noisify = lambda x: ((x, torch.rand(len(x), device=x.device)), x)
+    fit(model, noisify, images, epochs=1, batch_size=args.batch_size, lr=args.lr)         # to warm up, and compile
+    trained = fit(model, noisify, images, epochs=1, batch_size=args.batch_size, lr=args.lr)["seconds"]
+    started = time.time()
+    generate(lambda noise: model(noise, 0.5), len(images), args.seed, args.device)
+    print(f"{args.size}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+          f"{counter.get_total_flops() / 1e9:.2f} GFLOP an image forward; on {device_name(args.device)}, "
+          f"{len(images) / trained:.0f} images/s in training, {len(images) / (time.time() - started):.0f} in sampling")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,398 @@
+"""Lesson 4: Elucidating the design space of diffusion models (Karras et al. 2022, arXiv 2206.00364; notebook 23).
+
+    python karras.py --sampler lms --steps 20       trains a network (once), samples 2048 clothes, scores and shows them
+    python karras.py --compare                      every sampler from the same network and the same noise
+
+What the lecture found: ask the network a question that is equally hard at every noise level, feed it inputs of unit
+variance, and walk from noise to picture in steps that shrink toward the end. Then a sampler of three lines does better
+than all before it, and one that remembers its last slopes (LMS) does in 20 evaluations what took 100.
+
+There is no alphabar here and no t: noise is measured by its standard deviation sigma alone, a noised image is
+x = y + sigma * noise, and sigma runs from 80 (nothing left to see) to 0.
+"""
+import math
+import time
+
+import numpy as np
+import torch
+from scipy import integrate, stats
+
+from fid import (ImageEval, beside, describe, fashion_mnist, find_data, grid, plot, residual_noise, save_results)
+from unet import Problem, device_name, flags, generate, number, script, settle, train
+
+RECIPE = {"lecture": dict(epochs=25, batch_size=512, lr=1e-2),
+          "small": dict(epochs=2, batch_size=32, lr=4e-3),
+          "tiny": dict(epochs=1, batch_size=32, lr=1e-2)}
+
+
+# ---------------------------------------------------------------------------------------------- which sigmas to train on
+
+def draw_sigmas(n, device="cpu", mean=-1.2, sd=1.2):
+    """(n,) noise levels to train on, with ln sigma normally distributed (table 1, "noise distribution").
+
+    Where there is next to no noise, or next to no picture, even a good network can do little: the loss is flat. In
+    between it can learn, and that is where most draws should fall (figure 5a, and our loss-by-sigma.png).
+    """
+    return (torch.randn(n, device=device) * sd + mean).exp()
+
+
+# ---------------------------------------------------------------------------------------------- what to ask the network
+
+def scalings(sig, sig_data=0.33):
+    """c_skip, c_out, c_in of noise level sig (a number or a tensor) and data of standard deviation sig_data.
+
+    Karras et al. 2022, table 1, derived in appendix B.6. The noised image x = y + sig * noise has the variance
+    totvar = sig^2 + sig_data^2: variances of independent things add. Then
+      c_in    makes the input's variance 1: it divides by the standard deviation.
+      c_skip  is how much of x is passed on unchanged. It is the share of x's variance that is picture, which makes the
+              rest, y - c_skip * x, as small as it can be. Little noise: c_skip near 1, the network finds the noise.
+              Much noise: c_skip near 0, it finds the picture. Always the half that is worth asking for.
+      c_out   makes the target's variance 1: it is the standard deviation of that rest.
+    """
+    totvar = sig ** 2 + sig_data ** 2
+    return sig_data ** 2 / totvar, sig * sig_data / totvar ** 0.5, 1 / totvar ** 0.5
+
+
+def noisify(x0, sig_data=0.33, sig=None):
+    """Clean images x0 (N, 1, H, W) -> ((scaled noised images, sig (N,)), target): what goes in, and the right answer.
+
+    The network F is to make c_skip * x + c_out * F = y, so its target is F = (y - c_skip * x) / c_out (eq. 7 and 8).
+    A plain squared error of F weighs the error of the picture by 1 / c_out^2, so sig_data is also a loss weight: half
+    the true value weighs high noise up to 4 times more. With sig_data 1, F is minus the v of Salimans & Ho (2022).
+    """
+    sig = draw_sigmas(len(x0), x0.device) if sig is None else sig
+    wide = sig[:, None, None, None]
+    c_skip, c_out, c_in = scalings(wide, sig_data)
+    noised = x0 + wide * torch.randn_like(x0)
+    return (c_in * noised, sig), (x0 - c_skip * noised) / c_out
+
+
+def denoise(model, x, sig, sig_data=0.33):
+    """The network's estimate of the clean images in x (N, 1, H, W), whose noise has standard deviation sig: noisify's
+    target solved for y. sig: a number, or (N,) for images at different levels."""
+    sig = torch.as_tensor(sig, dtype=torch.float32, device=x.device)
+    wide = sig.reshape(-1, 1, 1, 1)
+    c_skip, c_out, c_in = scalings(wide, sig_data)
+    return c_skip * x + c_out * model(c_in * x, sig).float()
+
+
+@torch.no_grad()
+def loss_by_sigma(model, x0, sigmas, sig_data, seed=0):
+    """The mean squared error of the network's answer at each of the sigmas, on the images x0."""
+    torch.manual_seed(seed)
+    losses = []
+    for sig in sigmas:
+        inputs, target = noisify(x0, sig_data, torch.full((len(x0),), float(sig), device=x0.device))
+        losses.append(float((model(*inputs).float() - target).square().mean()))
+    return losses
+
+
+# ---------------------------------------------------------------------------------------------- the way down
+
+def sigmas_karras(n, sigma_min=0.01, sigma_max=80.0, rho=7.0):
+    """n noise levels from sigma_max down to sigma_min, and a last 0: (n + 1,) float32. n = 1 gives [sigma_max, 0].
+
+    Karras et al. 2022, eq. 5: evenly spaced in the rho-th root of sigma. rho 1 would be even steps; 7 takes large steps
+    where all is noise and small ones at the end, where details are decided.
+    """
+    root = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), n, dtype=torch.float64) ** rho
+    return torch.cat([root, root.new_zeros(1)]).float()
+
+
+# ---------------------------------------------------------------------------------------------- samplers
+# Each is a generator: from x, pure noise of standard deviation sigs[0], it yields x after every step. denoise(x, sig)
+# is any estimate of the clean images. All follow one differential equation (eq. 1 in table 1's form):
+#     dx / dsigma = (x - D(x; sigma)) / sigma,
+# the slope at which x should change as sigma falls. They differ in how well they follow a curve by straight steps.
+
+def pairs(sigs):
+    """(sigma now, sigma next) for every step, in float64: products of many factors are about to be taken."""
+    sigs = torch.as_tensor(sigs).cpu().double()
+    return list(zip(sigs, sigs[1:]))
+
+
+def sample_euler(denoise, x, sigs):
+    """Follow the slope here, all the way to the next sigma. One evaluation a step; error falls with the step.
+
+    x + (sig2 - sig) * (x - D) / sig is the same as keeping sig2 / sig of the noise in x: the form that is exact at 0.
+    """
+    for sig, sig2 in pairs(sigs):
+        denoised = denoise(x, sig)
+        x = denoised + sig2 / sig * (x - denoised)
+        yield x
+
+
+def sample_euler_ancestral(denoise, x, sigs, eta=1.0):
+    """Euler, but step further down than sig2, to sigma_down, and add fresh noise sigma_up to be back at sig2.
+
+    Fresh noise forgives earlier errors. eta scales it: 0 is Euler, 1 is DDPM's way of sampling (Ho et al. 2020). The
+    two parts are independent, so their variances add: sigma_down^2 + sigma_up^2 = sig2^2.
+    """
+    for sig, sig2 in pairs(sigs):
+        sigma_up = min(sig2, eta * (sig2 ** 2 * (sig ** 2 - sig2 ** 2) / sig ** 2) ** 0.5)
+        sigma_down = (sig2 ** 2 - sigma_up ** 2) ** 0.5
+        denoised = denoise(x, sig)
+        x = denoised + sigma_down / sig * (x - denoised)
+        if sigma_up > 0: x = x + sigma_up * torch.randn_like(x)
+        yield x
+
+
+def sample_heun(denoise, x, sigs, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0):
+    """Take an Euler step, look at the slope there too, and redo the step with the mean of both (algorithm 1).
+
+    Error falls with the square of the step, for two evaluations, and one on the last step, where sigma 0 has no slope:
+    20 steps are 39 evaluations. s_churn > 0 adds noise before a step (algorithm 2), and the slope is then
+    taken at the higher level, sigma_hat, that this makes.
+    """
+    steps = pairs(sigs)
+    for sig, sig2 in steps:
+        gamma = min(s_churn / len(steps), math.sqrt(2) - 1) if s_tmin <= sig <= s_tmax else 0.0
+        sigma_hat = sig * (1 + gamma)
+        if gamma > 0: x = x + s_noise * (sigma_hat ** 2 - sig ** 2) ** 0.5 * torch.randn_like(x)
+        denoised = denoise(x, sigma_hat)
+        slope = (x - denoised) / sigma_hat
+        there = denoised + sig2 / sigma_hat * (x - denoised)
+        if sig2 > 0:
+            slope2 = (there - denoise(there, sig2)) / sig2
+            there = x + (sig2 - sigma_hat) * (slope + slope2) / 2
+        x = there
+        yield x
+
+
+def lms_coefficients(sigs, i, order):
+    """Weights of the last `order` slopes, newest first, for the step from sigs[i] to sigs[i + 1].
+
+    Adams-Bashforth with uneven steps: the polynomial through the slopes at sigs[i], sigs[i - 1], .. is integrated over
+    the step; the part that each slope has in it is the integral of its Lagrange polynomial.
+    """
+    def lagrange(j):
+        others = [i - k for k in range(order) if k != j]
+        return lambda s: math.prod((s - sigs[m]) / (sigs[i - j] - sigs[m]) for m in others)
+    return [integrate.quad(lagrange(j), sigs[i], sigs[i + 1], epsrel=1e-6)[0] for j in range(order)]
+
+
+def sample_lms(denoise, x, sigs, order=4):
+    """A linear multistep method: the last slopes, already paid for, tell how the slope is changing.
+
+    One evaluation a step; the first steps make do with the slopes there are. The last step, to 0, is like the others.
+    """
+    slopes, levels = [], torch.as_tensor(sigs).cpu().double().tolist()
+    for i, (sig, _) in enumerate(pairs(sigs)):
+        slopes = [(x - denoise(x, sig)) / sig] + slopes[:order - 1]
+        x = x + sum(c * slope for c, slope in zip(lms_coefficients(levels, i, len(slopes)), slopes))
+        yield x
+
+
+def sample_dpmpp_2m(denoise, x, sigs):
+    """DPM-Solver++(2M), where the lecture says people were heading (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
+
+    It remembers the last estimate instead of the last slope, and steps in ln sigma, where it solves the part of the
+    equation that is linear exactly: only D, which changes slowly, is extrapolated. One evaluation a step.
+    """
+    previous = h_previous = None
+    for sig, sig2 in pairs(sigs):
+        denoised = denoise(x, sig)
+        if sig2 == 0:
+            x = denoised
+        else:
+            h, ahead = torch.log(sig / sig2), denoised
+            if previous is not None:
+                r = h_previous / h
+                ahead = (1 + 1 / (2 * r)) * denoised - 1 / (2 * r) * previous
+            x = ahead + sig2 / sig * (x - ahead)
+            previous, h_previous = denoised, h
+        yield x
+
+
+SAMPLERS = {"euler": sample_euler, "ancestral": sample_euler_ancestral, "heun": sample_heun, "lms": sample_lms,
+            "dpmpp_2m": sample_dpmpp_2m}
+
+
+def sample(sampler, denoise, noise, sigs, **options):
+    """Run a sampler to its end from standard normal noise (N, 1, H, W): -> where it ends."""
+    for x in sampler(denoise, noise * sigs[0].item(), sigs, **options):
+        pass
+    return x
+
+
+def evaluations(name, steps):
+    """How often the network is asked, which is what sampling costs."""
+    return 2 * steps - 1 if name == "heun" else steps
+
+
+# ---------------------------------------------------------------------------------------------- the lesson
+
+# The lecture's own figures, FID over the 0.50 that its real images scored (its images were scored in -0.5..0.5; only
+# the ratio to the floor can be compared with ours). Its LMS was of order 3 and started at sigma 20.
+LECTURE = {("euler", 100): 1.98, ("ancestral", 100): 1.53, ("heun", 100): 0.95, ("heun", 50): 0.97, ("heun", 20): 1.23,
+           ("lms", 20): 1.76}
+LECTURE_FLOOR = 0.50
+
+COMPARED = [("euler", 100, {}), ("euler", 20, {}), ("ancestral", 100, {"eta": 0.5}), ("heun", 50, {}), ("heun", 20, {}),
+            ("lms", 20, {}), ("dpmpp_2m", 20, {})]
+
+
+def main_images(args, images):
+    """1. Images at the lecture's scale, and the mystery of 0.33 and 0.66."""
+    print(f"images: standard deviation {images.std():.4f}, mean {images.mean():.4f} in [-1, 1]; "
+          f"times --input-scale {args.input_scale:g} it is {args.input_scale * images.std():.4f}")
+    # The lecture uses sig_data 0.33, says that 0.66 would be right, and finds the wrong one better. It was the right
+    # one: the notebook first defines images in -1..1, then, before training, defines them again in -0.5..0.5, where
+    # their deviation is 0.33. The table shows it: 0.33 at half range gives 1.03 and 1.04, as the lecture's screen did.
+    print("range       sig_data   inputs' sd   targets' sd")
+    for scale in (0.5, 1.0):
+        for sig_data in (0.33, 0.66):
+            torch.manual_seed(args.seed)
+            (inputs, _), target = noisify(images[:4096] * scale, sig_data)
+            print(f"{-scale:4g}..{scale:<4g}  {sig_data:8g} {inputs.std():12.3f} {target.std():13.3f}")
+
+
+def main_sigmas(args):
+    """2. The noise levels that the network will be trained on."""
+    torch.manual_seed(args.seed)
+    sigmas = draw_sigmas(100_000)
+    print(f"sigma exceeds 1 in {(sigmas > 1).float().mean():.1%} of draws (the lecture says about a third; it is 15.9%), "
+          f"median {sigmas.median():.2f}, mode {math.exp(-1.2 - 1.2 ** 2):.3f}")
+    heights, edges = np.histogram(sigmas.log(), bins=40, range=(-6, 4), density=True)
+    middles = (edges[1:] + edges[:-1]) / 2
+    density = stats.gaussian_kde(sigmas[:5000].log())(middles)
+    plot([("histogram", np.exp(middles), heights, "bars"), ("kernel density", np.exp(middles), density, "line")],
+         "the noise levels of training", "sigma", "density of ln sigma", log_x=True).save(args.out_dir / "sigmas.png")
+
+
+def main_question(args, x0):
+    """3. What goes in and what should come out, from little noise to much."""
+    torch.manual_seed(args.seed)
+    sig = draw_sigmas(16).sort().values
+    (inputs, _), target = noisify(x0[:16].cpu(), args.sig_data, sig)
+    print(f"inputs: mean {inputs.mean():.3f}, sd {inputs.std():.3f}; targets: mean {target.mean():.3f}, "
+          f"sd {target.std():.3f} (16 images)")
+    titles = [f"{s:.2f}" for s in sig]
+    grid(torch.cat([inputs, target]) / 2, titles + titles, 16, title="inputs (above) and targets (below) by sigma, "
+         "halved to fit: little noise, find the noise; much noise, find the clothes").save(args.out_dir / "question.png")
+
+
+def main_loss(args, model, x0):
+    """4. The loss against sigma on test images, before training and after it, over the density of training."""
+    sigmas = np.exp(np.linspace(math.log(0.004), math.log(60), 20))
+    before = loss_by_sigma(lambda x, sig: torch.zeros_like(x), x0, sigmas, args.sig_data)      # init_ddpm starts at 0
+    after = loss_by_sigma(model, x0, sigmas, args.sig_data)
+    density = stats.norm(-1.2, 1.2).pdf(np.log(sigmas))
+    plot([("before training", sigmas, before, "line"), ("after", sigmas, after, "line"),
+          ("where training looks (density)", sigmas, density / density.max(), "line")],
+         "loss by noise level, on test images", "sigma", "mean squared error",
+         log_x=True).save(args.out_dir / "loss-by-sigma.png")
+
+
+@torch.no_grad()
+def main_one_step(args, model, x0):
+    """5. One step from many noise levels, and one step from nothing but noise."""
+    torch.manual_seed(args.seed)
+    sig = draw_sigmas(16, args.device).sort().values
+    x = x0[:16] + sig[:, None, None, None] * torch.randn_like(x0[:16])
+    restored = denoise(model, x, sig, args.sig_data)
+    titles = [f"{s:.2f}" for s in sig]
+    grid(torch.cat([x, restored, x0[:16]]) / args.input_scale, titles + titles + titles, 16, title="noised, restored in "
+         "one step, and true, by sigma").save(args.out_dir / "one-step.png")
+    # At sigma 80 the best answer is the mean of all that could be hidden there: garments laid over each other.
+    pure = 80 * torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(args.seed)).to(args.device)
+    grid(denoise(model, pure, 80.0, args.sig_data) / args.input_scale, None, 8,
+         title="one step from pure noise, sigma 80").save(args.out_dir / "one-step-from-noise.png")
+
+
+def main_schedule(args):
+    """6. The schedule of sampling, for several rho."""
+    plot([(f"rho {rho}", range(args.steps), sigmas_karras(args.steps, rho=float(rho))[:-1].tolist(), "line")
+          for rho in (1, 3, 5, 7)], f"sigma at each of {args.steps} steps", "step", "sigma",
+         log_y=True).save(args.out_dir / "schedule.png")
+
+
+def score_sampler(args, denoiser, evaluate, goal, name, steps, options):
+    """7. Sample with one sampler and score it: -> its record, its images in [-1, 1]."""
+    sigs, sampler = sigmas_karras(steps, rho=args.rho), SAMPLERS[name]
+    started = time.time()
+    images = generate(lambda noise: sample(sampler, denoiser, noise, sigs, **options), args.samples, args.seed,
+                      args.device)
+    seconds = time.time() - started
+    images = (images / args.input_scale).clamp(-1, 1)
+    # Solver error: how far from where 200 steps of Heun end, from the same noise. Fresh noise ends elsewhere by design.
+    known = None if options.get("eta") or options.get("s_churn") else \
+        float((images[:len(goal)] - goal).square().mean().sqrt())
+    record = {"what": name, "steps": steps, "evaluations": evaluations(name, steps), "eta": options.get("eta"),
+              "churn": options.get("s_churn"), "rho": args.rho, **evaluate.score(images), "solver_error": known,
+              "sample_seconds": round(seconds, 1)}
+    error = "" if known is None else f", solver error {known:.4f}"
+    print(f"{name}, {steps} steps, {record['evaluations']} evaluations, {seconds:.0f} s: {describe(record)}{error}\n"
+          f"    classes {record['classes']}")
+    grid(images[:64], None, 16, title=f"{name}, {steps} steps, FID {record['fid']:.2f}").save(
+        args.out_dir / f"samples-{name}-{steps}.png")
+    return record
+
+
+def main_compare(args, records):
+    """8. All samplers, beside the lecture's: a table and a picture."""
+    print(f"\n{'sampler':>10} {'steps':>6} {'asked':>6} {'FID':>8} {'x floor':>8} {'lecture':>8} {'KID':>8} {'border':>8} "
+          f"{'solver error':>13}")
+    for r in records:
+        lecture = LECTURE.get((r["what"], r["steps"]))
+        print(f"{r['what']:>10} {r['steps']:6d} {r['evaluations']:6d} {r['fid']:8.2f} {r['fid'] / r['floor']:8.1f} "
+              + (f"{lecture / LECTURE_FLOOR:8.1f}" if lecture else f"{'-':>8}") + f" {r['kid']:8.4f} {r['border']:8.4f} "
+              + (f"{'-':>13}" if r["solver_error"] is None else f"{r['solver_error']:13.4f}"))
+    print("(lecture: its FID over its own floor; it scored in another range, so only such ratios can be compared)")
+    panels = []
+    for key, log in (("solver_error", True), ("fid", False), ("border", True)):
+        series = [(f"{r['what']} {r['steps']}", [r["evaluations"]], [r[key]], "points") for r in records if r[key]]
+        panels.append(plot(series, {"fid": "FID", "border": "residual noise"}.get(key, "solver error"),
+                           "evaluations of the network", "", log_y=log, size=(400, 340)))
+    beside(panels).save(args.out_dir / "compare.png")
+
+
+@script
+def main(argv=None):
+    parser = flags("karras", "Karras et al. 2022 on Fashion-MNIST: train, sample, score and draw.")
+    add = parser.add_argument
+    add("--sampler", choices=SAMPLERS, default="lms", help="how to walk from noise to clothes (default lms)")
+    add("--steps", type=number(int, 1, 10_000), default=20, help="noise levels on the way (default 20)")
+    add("--eta", type=number(float, 0, 1), help="fresh noise of the ancestral sampler, 0 to 1 (default 1)")
+    add("--churn", type=number(float, 0), help="fresh noise of Heun's sampler, S_churn in the paper (default 0)")
+    add("--rho", type=number(float, 1, 100), default=7.0, help="how the steps shrink (default 7)")
+    add("--input-scale", type=number(float, 0.01, 100), default=0.5, help="images in -b..b (default 0.5, the lecture's)")
+    add("--sig-data", type=number(float, 0.001, 100), help="the images' assumed sd (default input scale x 0.66)")
+    add("--compare", action="store_true", help="all samplers in one table, instead of --sampler")
+    args = settle(parser, argv, RECIPE)
+    if args.eta is not None and args.sampler != "ancestral": parser.error("--eta belongs to --sampler ancestral")
+    if args.churn is not None and args.sampler != "heun": parser.error("--churn belongs to --sampler heun")
+    if args.sig_data is None: args.sig_data = 0.66 * args.input_scale
+    args.data = find_data(args.data, args.data_dir)
+
+    images, _ = fashion_mnist(args.data_dir, True, args.data, args.images)
+    main_images(args, images)
+    x0 = images.mul_(args.input_scale)
+    test = fashion_mnist(args.data_dir, False, args.data, 256)[0].to(args.device) * args.input_scale
+    main_sigmas(args)
+    main_question(args, test)
+    model, trained = train(args, lambda x0: noisify(x0, args.sig_data), x0, input_scale=args.input_scale,
+                           sig_data=args.sig_data)
+    print(f"loss of the last 100 steps {trained['losses'][-100:].mean():.4f} after {trained['train_seconds']:.0f} s of "
+          "training (the lecture's losses cannot be compared: its targets were others)")
+    main_loss(args, model, test)
+    main_one_step(args, model, test)
+    main_schedule(args)
+
+    denoiser = lambda x, sig: denoise(model, x, sig, args.sig_data)
+    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir.parent / "fid",
+                         None if args.size != "tiny" else args.images)
+    goal = generate(lambda noise: sample(sample_heun, denoiser, noise, sigmas_karras(200)), min(64, args.samples),
+                    args.seed, args.device).div(args.input_scale).clamp(-1, 1)
+    options = {"ancestral": {"eta": 1.0 if args.eta is None else args.eta}, "heun": {"s_churn": args.churn or 0.0}}
+    chosen = COMPARED if args.compare else [(args.sampler, args.steps, options.get(args.sampler, {}))]
+    about = {"network": trained["network"], "train_seconds": trained["train_seconds"], "size": args.size,
+             "seed": args.seed, "device": device_name(args.device), "torch": torch.__version__}
+    records = [score_sampler(args, denoiser, evaluate, goal, *one) | about for one in chosen]
+    if args.compare: main_compare(args, records)
+    save_results(args.out_dir, records)
+    print(f"pictures and results.json are in {args.out_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,583 @@
+"""pytest test_all.py: properties with a known answer first, then every script from end to end on drawn clothes."""
+import hashlib
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+import fid
+import karras
+import unet
+
+HERE = Path(__file__).parent
+
+
+# ---------------------------------------------------------------------------------------------- unet.py
+
+def small_net():
+    return unet.UNet(channels=(16, 32), layers=1)
+
+
+def fill(model):
+    """Weights that anyone can write down again: sines, scaled to keep activations near 1."""
+    with torch.no_grad():
+        for i, (name, p) in enumerate(sorted(model.state_dict().items())):
+            wave = torch.sin(torch.arange(p.numel(), dtype=torch.float64) * 0.7 + i).reshape(p.shape)
+            p.copy_(1 + 0.1 * wave if "norm" in name and name.endswith("weight") else wave / max(1, p[0].numel()) ** 0.5)
+    return model
+
+
+def test_unet_has_the_parameters_of_the_lectures_network():
+    model = unet.UNet()
+    assert sum(p.numel() for p in model.parameters()) == 15_890_753
+    listing = "\n".join(f"{name} {tuple(p.shape)}" for name, p in sorted(model.state_dict().items()))
+    # the same listing of diffusers 0.42.1's UNet2DModel has this digest
+    assert hashlib.sha256(listing.encode()).hexdigest()[:16] == "1c72e9a670d905ca"
+
+
+def test_unet_computes_what_the_lectures_network_computes():
+    model = fill(small_net())
+    x = torch.sin(torch.arange(2 * 32 * 32, dtype=torch.float64) * 0.3).float().reshape(2, 1, 32, 32)
+    with torch.no_grad():
+        out = model(x, torch.tensor([0.25, 7.0]))
+    # what diffusers 0.42.1's UNet2DModel answers with the same weights, image and times
+    expected = torch.tensor([[-0.349567, -1.825842, 0.187294, -0.895779], [-1.225213, -1.406186, 0.354300, -1.529226]])
+    assert torch.allclose(out[:, 0, 5:21:5, 9], expected, atol=1e-4)
+
+
+def test_unet_takes_one_time_for_all_and_starts_as_the_constant_zero():
+    torch.manual_seed(0)
+    model, x = small_net(), torch.randn(3, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(model(x, 0.3), model(x, torch.full((3,), 0.3)), atol=1e-6)
+        assert not torch.allclose(model(x, 0.3), model(x, 0.9), atol=1e-4)
+        assert (unet.init_ddpm(model)(x, 0.3) == 0).all()
+    w = model.down_blocks[0].downsamplers[0].conv.weight.flatten(1)
+    assert torch.allclose(w @ w.T, torch.eye(16), atol=1e-5)
+
+
+def test_gradients_reach_every_parameter():
+    torch.manual_seed(0)
+    model = small_net()
+    model(torch.randn(2, 1, 32, 32), torch.rand(2)).square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_timestep_embedding():
+    emb = unet.timestep_embedding(torch.tensor([0.0, 2.0]), 8)
+    assert emb[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    frequencies = [1, 0.1, 0.01, 0.001]                                      # 10,000 to the powers 0, -1/4, -1/2, -3/4
+    expected = [math.cos(2 * f) for f in frequencies] + [math.sin(2 * f) for f in frequencies]
+    assert torch.allclose(emb[1], torch.tensor(expected), atol=1e-6)
+
+
+class Line(torch.nn.Module):
+    """The smallest network: one weight."""
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return self.w * x
+
+
+def test_fit_learns_and_labels_reach_noisify():
+    images, labels = torch.randn(64, 1, 4, 4), torch.full((64,), 3.0)
+    model = Line()
+    record = unet.fit(model, lambda x, y: ((x,), x * y[:, None, None, None]), images, labels=labels, epochs=20,
+                      batch_size=16, lr=0.2)
+    assert abs(model.w.item() - 3) < 0.1 and record["losses"][-1] < record["losses"][0] / 100
+    assert len(record["losses"]) == 80
+
+
+def noisy(x):
+    return (x,), 2 * x + torch.randn_like(x)
+
+
+def interrupted_at(step):
+    calls = []
+
+    def noisify(x):
+        calls.append(1)
+        if len(calls) > step: raise KeyboardInterrupt
+        return noisy(x)
+    return noisify
+
+
+@pytest.mark.parametrize("step", [1, 4, 7, 12, 15])
+def test_a_broken_off_training_ends_with_the_weights_of_an_unbroken_one(tmp_path, monkeypatch, step):
+    images, recipe = torch.randn(32, 1, 4, 4), dict(epochs=4, batch_size=8, lr=0.1)
+    unet.fit(whole := Line(), noisy, images, **recipe)
+    monkeypatch.setattr(unet, "SAVE_EVERY", -1)                              # a checkpoint after every step
+    with pytest.raises(KeyboardInterrupt, match=f"stopped at step {step} of 16.*continues from"):
+        unet.fit(Line(), interrupted_at(step), images, path=tmp_path / "n.pt", **recipe)
+    resumed = Line()
+    record = unet.fit(resumed, noisy, images, path=tmp_path / "n.pt", **recipe)
+    assert torch.equal(resumed.w, whole.w) and (record["losses"] > 0).all()
+    assert [p.name for p in tmp_path.iterdir()] == ["n.pt"]
+
+
+def test_a_finished_network_is_used_and_retrain_keeps_it_until_the_new_one_is_complete(tmp_path):
+    images, recipe = torch.randn(32, 1, 4, 4), dict(epochs=2, batch_size=8, lr=0.1, path=tmp_path / "n.pt")
+    unet.fit(first := Line(), noisy, images, **recipe)
+    unet.fit(again := Line(), interrupted_at(0), images, **recipe)           # would be interrupted if it trained
+    assert torch.equal(first.w, again.w)
+    kept = (tmp_path / "n.pt").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        unet.fit(Line(), interrupted_at(3), images, retrain=True, **recipe)
+    assert (tmp_path / "n.pt").read_bytes() == kept
+    unet.fit(Line(), lambda x: ((x,), -x), images, retrain=True, **recipe)
+    unet.fit(other := Line(), noisy, images, **recipe)
+    assert other.w < 0
+
+
+class Exploit:
+    def __reduce__(self):
+        return os.system, ("touch exploited",)
+
+
+def test_damaged_and_foreign_checkpoints_are_refused_and_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, path = torch.randn(32, 1, 4, 4), tmp_path / "n.pt"
+    recipe = dict(epochs=1, batch_size=8, lr=0.1, path=path, settings={"channels": (1, 2)})
+    unet.fit(Line(), noisy, images, **recipe)
+    good = path.read_bytes()
+    at = good.index(torch.load(path)["model"]["w"].numpy().tobytes())
+    flipped = good[:at] + bytes([good[at] ^ 1]) + good[at + 1:]
+    torch.save({"settings": {"channels": [1, 2]}, "model": Exploit()}, tmp_path / "exploit")
+    for bad in (flipped, good[:len(good) // 2], b"", b"hello", pickle.dumps(Exploit()),
+                (tmp_path / "exploit").read_bytes()):
+        path.write_bytes(bad)
+        with pytest.raises(unet.Problem, match=r"n\.pt is damaged or not a checkpoint.*delete it"):
+            unet.fit(Line(), noisy, images, **recipe)
+        assert path.read_bytes() == bad
+    assert not (tmp_path / "exploited").exists()
+    path.write_bytes(good)
+    with pytest.raises(unet.Problem, match=r"other settings \(channels \[1, 2\], not \[3\]\)"):
+        unet.fit(Line(), noisy, images, **recipe | dict(settings={"channels": (3,)}))
+    with pytest.raises(unet.Problem, match="does not fit this network"):
+        unet.fit(small_net(), noisy, images, **recipe)
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path):
+    calls = []
+
+    def noisify(x):
+        calls.append(1)
+        return (x,), x * (math.nan if len(calls) == 3 else 1)
+    with pytest.raises(unet.Problem, match="nan at step 3 of 4.*--lr"):
+        unet.fit(Line(), noisify, torch.randn(32, 1, 4, 4), epochs=1, batch_size=8, lr=0.1, path=tmp_path / "n.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_generate_starts_from_the_same_noise_in_any_batches():
+    cpu = torch.device("cpu")
+    whole = unet.generate(lambda noise: noise, 20, 3, cpu, batch=20)
+    assert torch.equal(whole, unet.generate(lambda noise: noise, 20, 3, cpu, batch=8))
+    assert not torch.equal(whole, unet.generate(lambda noise: noise, 20, 4, cpu))
+    assert abs(whole.std() - 1) < 0.03
+    drawn = [unet.generate(lambda noise: torch.randn_like(noise), 4, 3, cpu) for _ in range(2)]
+    assert torch.equal(*drawn) and not torch.equal(drawn[0], whole[:4])      # a sampler's own noise is other noise
+
+
+def test_steps_draw_from_seeds_of_their_own():
+    assert len({unet.step_seed(seed, step) for seed in range(4) for step in range(2000)}) > 7990
+    assert unet.step_seed(0, 1) != unet.step_seed(1, 0)
+
+
+# ---------------------------------------------------------------------------------------------- fid.py
+
+def test_frechet_distance_of_gaussians_with_known_answer():
+    rng = np.random.default_rng(0)
+    turn, _ = np.linalg.qr(rng.normal(size=(5, 5)))
+    sd1, sd2, mu1, mu2 = rng.uniform(0.5, 2, 5), rng.uniform(0.5, 2, 5), rng.normal(size=5), rng.normal(size=5)
+    cov1, cov2 = turn @ np.diag(sd1 ** 2) @ turn.T, turn @ np.diag(sd2 ** 2) @ turn.T
+    expected = ((mu1 - mu2) ** 2).sum() + ((sd1 - sd2) ** 2).sum()
+    assert fid.frechet_distance(mu1, cov1, mu2, cov2) == pytest.approx(expected, rel=1e-9)
+    assert fid.frechet_distance(mu2, cov2, mu1, cov1) == pytest.approx(expected, rel=1e-9)
+    assert fid.frechet_distance(mu1, cov1, mu1, cov1) == pytest.approx(0, abs=1e-9)
+    a, b = np.array([[2.0, 1], [1, 3]]), np.array([[1.0, -0.5], [-0.5, 2]])   # these two do not commute;
+    product = a @ b                                                          # of 2x2: (tr sqrt M)^2 = tr M + 2 sqrt det M
+    root_trace = math.sqrt(np.trace(product) + 2 * math.sqrt(np.linalg.det(product)))
+    expected = np.trace(a) + np.trace(b) - 2 * root_trace
+    assert fid.frechet_distance(np.zeros(2), a, np.zeros(2), b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_with_fewer_samples_than_features():
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(size=(10, 64)), rng.normal(size=(2000, 64))
+    value = fid.frechet_distance(*fid.statistics(few), *fid.statistics(many))
+    assert isinstance(value, float) and math.isfinite(value) and value > 1
+    assert fid.frechet_distance(*fid.statistics(few), *fid.statistics(few)) == pytest.approx(0, abs=1e-6)
+    same = np.ones((10, 64))
+    assert math.isfinite(fid.frechet_distance(*fid.statistics(same), *fid.statistics(many)))
+
+
+def test_kernel_distance():
+    x, y = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), torch.arange(15.).reshape(5, 3) / 10
+    k = lambda a, b: float((a @ b / 3 + 1) ** 3)
+    y = torch.cat([y, -y[:2]])                                               # 7 and 7: one subset is all of them
+    expected = (sum(k(x[i], x[j]) + k(y[i], y[j]) for i in range(7) for j in range(7) if i != j) / 42
+                - 2 * sum(k(a, b) for a in x for b in y) / 49)
+    assert fid.kernel_distance(x, y) == pytest.approx(expected, rel=1e-6)
+    features = torch.randn(4000, 16, generator=torch.Generator().manual_seed(1))
+    halves = fid.kernel_distance(features[:2000], features[2000:])
+    assert abs(halves) < 0.005 and halves == fid.kernel_distance(features[:2000], features[2000:])
+    assert fid.kernel_distance(features[:2000], features[2000:] + 0.5) > 0.1
+
+
+def test_residual_noise_is_that_of_the_border_alone():
+    images = torch.full((4, 1, 32, 32), -1.0)
+    images[:, :, 2:-2, 2:-2] = torch.rand(4, 1, 28, 28)
+    assert fid.residual_noise(images) == 0
+    noise = 0.1 * torch.randn(400, 1, 32, 32)
+    assert fid.residual_noise(noise) == pytest.approx(0.1, rel=0.01)
+
+
+def test_drawn_clothes():
+    images, labels = fid.fashion_mnist(data="drawn", count=200)
+    assert images.shape == (200, 1, 32, 32) and images.dtype == torch.float32 and labels.dtype == torch.int64
+    assert images.min() == -1 and 0.5 < images.max() <= 1 and set(labels.tolist()) == set(range(10))
+    assert fid.residual_noise(images) == 0
+    fewer, _ = fid.fashion_mnist(data="drawn", count=20)
+    test, _ = fid.fashion_mnist(data="drawn", train=False, count=20)
+    assert torch.equal(fewer, images[:20]) and not torch.equal(fewer, test)
+    assert len(images.flatten(1).unique(dim=0)) == 200                       # no two alike
+
+
+def test_without_the_data_set(monkeypatch, capsys, tmp_path):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("Error downloading")
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", refuse)
+    assert fid.find_data("auto", tmp_path) == "drawn" and "drawn clothes" in capsys.readouterr().out
+    with pytest.raises(unet.Problem, match="cannot be downloaded"):
+        fid.find_data("fashion", tmp_path)
+
+
+def test_a_damaged_data_file_is_named_and_left_alone(monkeypatch, tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in fid.FILES: (raw / name).write_bytes(b"not what it says")      # torchvision looks at names only
+    with pytest.raises(unet.Problem, match="train-images-idx3-ubyte is damaged: delete it"):
+        fid.find_data("auto", tmp_path)
+    assert (raw / "train-images-idx3-ubyte").read_bytes() == b"not what it says"
+
+
+def test_the_pinned_classifier():
+    assert fid.WEIGHTS.stat().st_size < 10_000_000
+    model, record = fid.load_classifier("cpu")
+    assert record["accuracy"] >= 0.93 and record["settings"]["seed"] == 0
+    assert all(v.dtype == torch.float16 for k, v in record["model"].items() if v.is_floating_point())
+    images, labels = fid.fashion_mnist(data="drawn", count=300)
+    seen = fid.run(model, images).argmax(1)
+    for name in ("Trouser", "Bag"):                                          # even drawn ones it knows
+        assert (seen[labels == fid.CLASSES.index(name)] == fid.CLASSES.index(name)).float().mean() > 0.5
+
+
+@pytest.fixture(scope="module")
+def evaluate(tmp_path_factory):
+    return fid.ImageEval("drawn", samples=64, cache=tmp_path_factory.mktemp("cache"), count=256)
+
+
+def test_image_eval(evaluate, tmp_path):
+    test, _ = fid.fashion_mnist(data="drawn", train=False, count=256)
+    assert evaluate.fid(test) == pytest.approx(0, abs=1e-6)
+    train, _ = fid.fashion_mnist(data="drawn", count=64)
+    noisy = train + 0.3 * torch.randn_like(train)
+    assert abs(evaluate.fid(train) - evaluate.floor) < 5 * evaluate.floor_sd
+    assert evaluate.fid(noisy) > 2 * evaluate.fid(train) and evaluate.kid(noisy) > evaluate.kid(train)
+    same = train[:1].expand(64, -1, -1, -1)
+    score = evaluate.score(same)
+    assert math.isfinite(score["fid"]) and math.isfinite(score["kid"]) and sum(score["classes"]) == 64
+    assert max(score["classes"]) == 64 and "drawn clothes" in fid.describe(score)
+
+
+def test_image_eval_refuses_what_no_score_should_be_made_of(evaluate):
+    images = torch.zeros(4, 1, 32, 32)
+    for bad, why in ((images * math.nan, "NaN"), (images[:1], "two images"), (images[..., :28], "32, 32"),
+                     (images[:, 0], "32, 32"), (images.expand(-1, 3, -1, -1), "32, 32")):
+        with pytest.raises(unet.Problem, match=why): evaluate.fid(bad)
+        with pytest.raises(unet.Problem, match=why): evaluate.kid(bad)
+
+
+def test_reals_are_measured_once_and_a_damaged_cache_is_named(tmp_path, monkeypatch):
+    first = fid.ImageEval("drawn", samples=8, cache=tmp_path, count=32)
+    monkeypatch.setattr(fid.ImageEval, "measure_reals", None)                # not to be called again
+    again = fid.ImageEval("drawn", samples=8, cache=tmp_path, count=32)
+    assert (again.floor, again.floor_sd) == (first.floor, first.floor_sd) and torch.equal(again.real, first.real)
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(unet.Problem, match=f"{path.name} is damaged"):
+        fid.ImageEval("drawn", samples=8, cache=tmp_path, count=32)
+
+
+def test_results_replace_those_of_the_same_settings_only(tmp_path):
+    one = {"what": "lms", "steps": 20, "seed": 0, "fid": 5.0}
+    fid.save_results(tmp_path, [one])
+    fid.save_results(tmp_path, [one | {"fid": 4.0}, one | {"steps": 10}])
+    assert json.loads((tmp_path / "results.json").read_text()) == [one | {"fid": 4.0}, one | {"steps": 10}]
+    (tmp_path / "results.json").write_text("[{")
+    with pytest.raises(unet.Problem, match="results.json"): fid.save_results(tmp_path, [one])
+
+
+def test_pictures():
+    images = torch.linspace(-1, 1, 3)[:, None, None, None].expand(-1, -1, 32, 32)
+    pixels = np.asarray(fid.grid(images, ["a", "b", "c"], columns=2, zoom=2))
+    assert [int(pixels[y, x, 0]) for x, y in ((30, 30), (100, 30), (30, 110))] == [0, 128, 255]
+    chart = np.asarray(fid.plot([("up", [1, 2, 3], [1, 10, 100], "line"), ("at", [2], [50], "points"),
+                                 ("n", [1, 2, 3], [3, 2, 1], "bars")], "t", "x", "y", log_y=True))
+    assert {tuple(c) for c in chart.reshape(-1, 3)} >= set(fid.COLOURS[:2])
+    assert fid.ticks(0, 10, False) == [0, 2, 4, 6, 8, 10] and fid.ticks(0.01, 90, True) == [0.01, 0.1, 1, 10]
+
+
+# ---------------------------------------------------------------------------------------------- karras.py
+
+SIGMAS = torch.tensor([0.002, 0.1, 0.33, 1.0, 7.0, 80.0])
+
+
+@pytest.mark.parametrize("sig_data", [0.33, 0.5, 1.0])
+def test_scalings_give_unit_variance_whatever_the_noise(sig_data):
+    c_skip, c_out, c_in = karras.scalings(SIGMAS, sig_data)
+    assert torch.allclose(c_in ** 2 * (SIGMAS ** 2 + sig_data ** 2), torch.ones(6))
+    rest = (1 - c_skip) ** 2 * sig_data ** 2 + c_skip ** 2 * SIGMAS ** 2       # variance of y - c_skip (y + n)
+    assert torch.allclose(rest / c_out ** 2, torch.ones(6), rtol=1e-4)
+    for nearby in (c_skip * 0.9, c_skip * 1.1):                              # and no other c_skip leaves less to do
+        assert ((1 - nearby) ** 2 * sig_data ** 2 + nearby ** 2 * SIGMAS ** 2 > rest).all()
+
+
+def test_noisify_and_denoise_undo_each_other():
+    torch.manual_seed(0)
+    x0 = torch.rand(6, 1, 8, 8) - 0.5
+    (inputs, sig), target = karras.noisify(x0, sig=SIGMAS)
+    x = inputs / karras.scalings(SIGMAS)[2][:, None, None, None]
+    restored = karras.denoise(lambda given, s: target, x, SIGMAS)
+    assert torch.allclose(restored, x0, atol=1e-4)
+    one = karras.denoise(lambda given, s: target[3:4], x[3:4], 1.0)           # one level for the whole batch
+    assert torch.allclose(one, x0[3:4], atol=1e-5)
+    seen = []
+    karras.denoise(lambda given, s: seen.append((given, s)) or target, x, SIGMAS)
+    assert torch.allclose(seen[0][0], inputs, atol=1e-5) and torch.equal(seen[0][1], SIGMAS)
+
+
+def test_inputs_and_targets_of_gaussian_data_have_unit_deviation():
+    torch.manual_seed(0)
+    (inputs, _), target = karras.noisify(0.33 * torch.randn(20_000, 1, 4, 4))
+    assert inputs.std() == pytest.approx(1, abs=0.01) and target.std() == pytest.approx(1, abs=0.01)
+
+
+def test_with_sig_data_1_the_target_is_minus_v():
+    torch.manual_seed(0)
+    x0 = torch.randn(6, 1, 8, 8)
+    torch.manual_seed(1)
+    _, target = karras.noisify(x0, 1.0, SIGMAS)
+    torch.manual_seed(1)
+    noise, sig = torch.randn_like(x0), SIGMAS[:, None, None, None]
+    alpha, sigma = 1 / (1 + sig ** 2) ** 0.5, sig / (1 + sig ** 2) ** 0.5      # v = alpha * noise - sigma * x0
+    assert torch.allclose(target, -(alpha * noise - sigma * x0), atol=1e-4)
+
+
+def test_the_sigmas_of_training():
+    torch.manual_seed(0)
+    sigmas = karras.draw_sigmas(200_000)
+    assert sigmas.median().item() == pytest.approx(math.exp(-1.2), rel=0.02)
+    assert (sigmas > 1).float().mean().item() == pytest.approx(0.1587, abs=0.004)
+
+
+def test_sigmas_karras():
+    sigs = karras.sigmas_karras(10)
+    assert len(sigs) == 11 and sigs[0] == 80 and sigs[-2].item() == pytest.approx(0.01) and sigs[-1] == 0
+    assert (sigs[:-1] > sigs[1:]).all()
+    steps = (sigs[:-1].double() ** (1 / 7)).diff()
+    assert torch.allclose(steps, steps[0].expand(9), rtol=1e-4)              # even in the 7th root
+    assert torch.allclose(karras.sigmas_karras(3, 1, 5, rho=1), torch.tensor([5.0, 3.0, 1.0, 0.0]))
+    assert karras.sigmas_karras(1).tolist() == [80, 0]
+
+
+# Where the data is a Gaussian of deviation S the best denoiser is known, D(x; sigma) = x S^2 / (S^2 + sigma^2), and so
+# is the path: x(sigma) proportional to sqrt(S^2 + sigma^2). A sampler's error can be measured without any network.
+S = 0.5
+
+
+def gaussian(x, sig):
+    return x * S ** 2 / (S ** 2 + sig ** 2)
+
+
+def error(name, n):
+    """How far a sampler is off, relatively, at sigma_min after n - 1 steps."""
+    sigs = karras.sigmas_karras(n)[:-1]
+    x = karras.sample(karras.SAMPLERS[name], gaussian, torch.ones(1, dtype=torch.float64), sigs)
+    path = lambda sig: math.sqrt(S ** 2 + sig ** 2)
+    exact = sigs[0].item() * path(sigs[-1].item()) / path(sigs[0].item())
+    return abs(x.item() - exact) / exact
+
+
+@pytest.mark.parametrize("name, order", [("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
+def test_error_falls_with_the_power_of_the_step_that_the_method_promises(name, order):
+    for n in (40, 80):
+        assert error(name, n) / error(name, 2 * n) == pytest.approx(2 ** order, rel=0.15)
+
+
+def test_lms_is_of_higher_order_and_cheaper_than_heun():
+    assert error("lms", 40) / error("lms", 80) > 6 and error("lms", 80) / error("lms", 160) > 7
+    assert error("lms", 79) < error("heun", 40) / 5                          # at equal evaluations
+
+
+@pytest.mark.parametrize("sampler, options", [(karras.sample_euler_ancestral, dict(eta=1.0)),
+                                              (karras.sample_euler_ancestral, dict(eta=0.5)),
+                                              (karras.sample_heun, dict(s_churn=40.0))])
+def test_samplers_that_add_noise_end_with_the_datas_deviation(sampler, options):
+    torch.manual_seed(0)
+    noise = torch.randn(100_000, dtype=torch.float64)
+    x = karras.sample(sampler, gaussian, noise, karras.sigmas_karras(200), **options)
+    assert x.std().item() == pytest.approx(S, rel=0.025)
+    plain = karras.sample(sampler, gaussian, noise, karras.sigmas_karras(200), **{k: 0.0 for k in options})
+    assert not torch.allclose(x, plain, atol=0.1)                            # another sample, not the same again
+
+
+def test_ancestral_without_noise_is_euler_and_fresh_noise_fills_the_gap():
+    noise, sigs = torch.randn(8, generator=torch.Generator().manual_seed(0)).double(), karras.sigmas_karras(12)
+    euler = karras.sample(karras.sample_euler, gaussian, noise, sigs)
+    assert torch.allclose(karras.sample(karras.sample_euler_ancestral, gaussian, noise, sigs, eta=0.0), euler)
+    torch.manual_seed(0)
+    nothing = lambda x, sig: torch.zeros_like(x)                             # with D = 0, x is all noise: its deviation
+    wide = torch.randn(100_000, dtype=torch.float64)                         # after a step must be the next sigma
+    for x, sig2 in zip(karras.sample_euler_ancestral(nothing, wide * 80, sigs, eta=0.7), sigs[1:-1]):
+        assert x.std().item() == pytest.approx(sig2.item(), rel=0.02)
+
+
+def test_lms_coefficients():
+    even = [4.0, 3.0, 2.0, 1.0, 0.0]
+    assert karras.lms_coefficients(even, 3, 4) == pytest.approx([-55 / 24, 59 / 24, -37 / 24, 9 / 24])
+    assert karras.lms_coefficients(even, 0, 1) == pytest.approx([-1.0])       # order 1 is Euler
+    sigs = karras.sigmas_karras(10).tolist()
+    for i in (5, 9):                                                         # uneven: cubics are integrated exactly
+        c = karras.lms_coefficients(sigs, i, 4)
+        for power in range(4):
+            exact = (sigs[i + 1] ** (power + 1) - sigs[i] ** (power + 1)) / (power + 1)
+            assert sum(w * sigs[i - j] ** power for j, w in enumerate(c)) == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", karras.SAMPLERS)
+def test_every_sampler_asks_as_often_as_it_says_and_ends_on_the_estimate(name):
+    calls, target = [], torch.tensor([0.3, -0.2])
+
+    def denoise(x, sig):
+        calls.append(float(sig))
+        return target.expand_as(x)
+    for steps in (1, 2, 7, 20):
+        calls.clear()
+        sigs = karras.sigmas_karras(steps)
+        options = {"eta": 0.0} if name == "ancestral" else {}
+        states = list(karras.SAMPLERS[name](denoise, 80 * torch.ones(3, 2), sigs, **options))
+        assert len(states) == steps and len(calls) == karras.evaluations(name, steps)
+        assert all(s > 0 for s in calls)
+        assert torch.allclose(states[-1], target.expand(3, 2), atol=1e-4)     # where D is constant, all are exact
+
+
+def test_churn_is_undone_at_the_level_it_makes():
+    seen = []
+    list(karras.sample_heun(lambda x, sig: seen.append(float(sig)) or x * 0, torch.ones(2), torch.tensor([4.0, 1.0, 0.0]),
+                            s_churn=0.4, s_tmax=2.0))
+    assert seen == pytest.approx([4.0, 1.0, 1.2])                            # 1 + 0.4/2 at the second step only
+
+
+# ---------------------------------------------------------------------------------------------- the scripts, whole
+
+def run(main, folder, *argv):
+    main(["--size", "tiny", "--data", "drawn", "--device", "cpu", "--out-dir", str(folder), *argv])
+
+
+def test_karras_from_end_to_end(tmp_path, capsys):
+    run(karras.main, tmp_path, "--sampler", "lms", "--steps", "6")
+    out, folder = capsys.readouterr().out, tmp_path / "karras"
+    pictures = {"sigmas", "question", "loss-by-sigma", "one-step", "one-step-from-noise", "schedule", "samples-lms-6"}
+    assert {p.stem for p in folder.glob("*.png")} == pictures
+    record = json.loads((folder / "results.json").read_text())[0]
+    assert (record["what"], record["steps"], record["evaluations"], record["samples"]) == ("lms", 6, 6, 64)
+    assert record["data"] == "drawn" and "drawn clothes, not Fashion-MNIST" in out and f"FID {record['fid']:.2f}" in out
+    assert "epoch 1/1" in out
+
+    run(karras.main, tmp_path, "--sampler", "lms", "--steps", "6")            # again: same scores, and no training
+    out = capsys.readouterr().out
+    again = json.loads((folder / "results.json").read_text())
+    assert "epoch" not in out and len(again) == 1
+    assert all(again[0][k] == record[k] for k in ("fid", "kid", "border", "solver_error", "classes"))
+
+    run(karras.main, tmp_path, "--sig-data", "0.5", "--steps", "3")           # other settings: another network beside it
+    assert "epoch 1/1" in capsys.readouterr().out and len(list(folder.glob("*.pt"))) == 2
+
+
+def test_karras_compare(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(karras, "COMPARED", [("euler", 4, {}), ("ancestral", 4, {"eta": 0.5}), ("heun", 3, {}),
+                                             ("lms", 4, {}), ("dpmpp_2m", 4, {})])
+    run(karras.main, tmp_path, "--compare")
+    records = json.loads((tmp_path / "karras" / "results.json").read_text())
+    assert [r["what"] for r in records] == ["euler", "ancestral", "heun", "lms", "dpmpp_2m"]
+    assert [r["solver_error"] is None for r in records] == [False, True, False, False, False]
+    assert (tmp_path / "karras" / "compare.png").exists()
+    assert "solver error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--steps", "0"], "--steps: '0' is not a whole number from 1"), (["--steps", "2.5"], "--steps"),
+    (["--samples", "1"], "--samples"), (["--sampler", "magic"], "--sampler"), (["--eta", "-1"], "--eta"),
+    (["--eta", "0.5"], "--eta belongs to --sampler ancestral"), (["--churn", "3"], "--churn belongs to"),
+    (["--sig-data", "nan"], "--sig-data"), (["--device", "cuda:99"], "--device cuda:99"), (["--device", "x"], "--device"),
+    (["--size", "huge"], "--size"), (["--nonsense"], "--nonsense"), (["--out-dir", "/dev/null/x"], "cannot write"),
+    (["--lr", "inf"], "--lr"), (["--epochs", "-1"], "--epochs"), (["--input-scale", "0"], "--input-scale")])
+def test_bad_flags_end_with_one_line_and_status_2(tmp_path, capsys, argv, message):
+    with pytest.raises(SystemExit) as stop: run(karras.main, tmp_path, *argv)
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.out == ""
+    assert said.err.startswith("karras.py: error: ") and message in said.err and said.err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_killed_training_resumes_to_the_same_weights(tmp_path):
+    flags = ["--size", "tiny", "--data", "drawn", "--device", "cpu", "--epochs", "12", "--steps", "2"]
+    script = "import unet, karras, sys; unet.SAVE_EVERY = 0; karras.main(sys.argv[1:])"
+    command = lambda folder: [sys.executable, "-c", script, *flags, "--out-dir", str(folder)]
+    subprocess.run(command(tmp_path / "whole"), cwd=HERE, check=True, capture_output=True)
+    with subprocess.Popen(command(tmp_path / "killed"), cwd=HERE, stdout=subprocess.DEVNULL) as process:
+        while not list((tmp_path / "killed").rglob("*.part")) and process.poll() is None: time.sleep(0.01)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGKILL)
+    again = subprocess.run(command(tmp_path / "killed"), cwd=HERE, check=True, capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL and "continuing at step" in again.stdout
+    whole, resumed = (torch.load(next(d.rglob("*.pt")))["model"] for d in
+                      (tmp_path / "whole" / "karras", tmp_path / "killed" / "karras"))
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_unet_reports_its_speed(tmp_path, capsys):
+    unet.main(["--size", "tiny", "--device", "cpu", "--batch-size", "4", "--out-dir", str(tmp_path)])
+    assert "parameters" in capsys.readouterr().out
+
+
+def test_fid_says_what_a_score_means(tmp_path, capsys):
+    run(fid.main, tmp_path)
+    out = capsys.readouterr().out
+    assert "this is the floor" in out and "pure noise" in out and "float32" in out
+    scores = {r["what"]: r["fid"] for r in json.loads((tmp_path / "fid" / "results.json").read_text())}
+    assert scores["real training images"] < scores["with noise of 0.1"] < scores["pure noise"]
+    with pytest.raises(SystemExit) as stop: run(fid.main, tmp_path, "--retrain")
+    assert stop.value.code == 2 and "Fashion-MNIST" in capsys.readouterr().err
+
+
+def test_readme_and_help_agree_with_the_scripts(capsys):
+    for script in (karras, fid, unet):
+        with pytest.raises(SystemExit) as stop: script.main(["--help"])
+        assert stop.value.code == 0 and "--seed" in capsys.readouterr().out
+    readme = (HERE / "README.md").read_text()
+    assert "pip install -r requirements.txt && python karras.py --sampler lms --steps 20" in readme
+    assert "pip install -r requirements.txt && pytest test_all.py" in readme

@@ -11,21 +11,20 @@ There is no alphabar here and no t: noise is measured by its standard deviation 
 x = y + sigma * noise, and sigma runs from 80 (nothing left to see) to 0.
 """
 import math
-import time
 
 import numpy as np
 import torch
 from scipy import integrate, stats
 
-from fid import (ImageEval, beside, describe, fashion_mnist, find_data, grid, plot, residual_noise, save_results)
-from unet import Problem, device_name, flags, generate, number, script, settle, train
+from fid import ImageEval, beside, comparison, describe, fashion_mnist, find_data, grid, plot, report, save_results
+from unet import flags, generate, number, script, settle, train
 
 RECIPE = {"lecture": dict(epochs=25, batch_size=512, lr=1e-2),
           "small": dict(epochs=2, batch_size=32, lr=4e-3),
           "tiny": dict(epochs=1, batch_size=32, lr=1e-2)}
 
 
-# ---------------------------------------------------------------------------------------------- which sigmas to train on
+# ---------------------------------------------------------------------------------------------- sigmas to train on
 
 def draw_sigmas(n, device="cpu", mean=-1.2, sd=1.2):
     """(n,) noise levels to train on, with ln sigma normally distributed (table 1, "noise distribution").
@@ -56,9 +55,11 @@ def scalings(sig, sig_data=0.33):
 def noisify(x0, sig_data=0.33, sig=None):
     """Clean images x0 (N, 1, H, W) -> ((scaled noised images, sig (N,)), target): what goes in, and the right answer.
 
-    The network F is to make c_skip * x + c_out * F = y, so its target is F = (y - c_skip * x) / c_out (eq. 7 and 8).
-    A plain squared error of F weighs the error of the picture by 1 / c_out^2, so sig_data is also a loss weight: half
-    the true value weighs high noise up to 4 times more. With sig_data 1, F is minus the v of Salimans & Ho (2022).
+    The network F(c_in * x; sig) is to make c_skip * x + c_out * F = y, so its target is F = (y - c_skip * x) / c_out
+    (eq. 7 and 8). A plain squared error of F weighs the error of the picture by 1 / c_out^2, so sig_data is also a loss
+    weight: half the true value weighs high noise up to 4 times more. With sig_data 1, F is minus the v of Salimans & Ho
+    (2022).
+    The network is told sig itself, as in the lecture; the paper's c_noise would be ln(sig) / 4.
     """
     sig = draw_sigmas(len(x0), x0.device) if sig is None else sig
     wide = sig[:, None, None, None]
@@ -95,19 +96,19 @@ def sigmas_karras(n, sigma_min=0.01, sigma_max=80.0, rho=7.0):
     Karras et al. 2022, eq. 5: evenly spaced in the rho-th root of sigma. rho 1 would be even steps; 7 takes large steps
     where all is noise and small ones at the end, where details are decided.
     """
-    root = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), n, dtype=torch.float64) ** rho
-    return torch.cat([root, root.new_zeros(1)]).float()
+    roots = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), n, dtype=torch.float64)
+    return torch.cat([roots ** rho, roots.new_zeros(1)]).float()
 
 
 # ---------------------------------------------------------------------------------------------- samplers
 # Each is a generator: from x, pure noise of standard deviation sigs[0], it yields x after every step. denoise(x, sig)
-# is any estimate of the clean images. All follow one differential equation (eq. 1 in table 1's form):
+# is any estimate of the clean images. All follow one differential equation (eq. 1 with sigma(t) = t, and eq. 3):
 #     dx / dsigma = (x - D(x; sigma)) / sigma,
 # the slope at which x should change as sigma falls. They differ in how well they follow a curve by straight steps.
 
 def pairs(sigs):
-    """(sigma now, sigma next) for every step, in float64: products of many factors are about to be taken."""
-    sigs = torch.as_tensor(sigs).cpu().double()
+    """[(sigma now, sigma next), ..], a pair of numbers for every step of sigs (n + 1,)."""
+    sigs = torch.as_tensor(sigs).tolist()
     return list(zip(sigs, sigs[1:]))
 
 
@@ -176,10 +177,10 @@ def sample_lms(denoise, x, sigs, order=4):
 
     One evaluation a step; the first steps make do with the slopes there are. The last step, to 0, is like the others.
     """
-    slopes, levels = [], torch.as_tensor(sigs).cpu().double().tolist()
-    for i, (sig, _) in enumerate(pairs(sigs)):
+    slopes, sigs = [], torch.as_tensor(sigs).tolist()
+    for i, sig in enumerate(sigs[:-1]):
         slopes = [(x - denoise(x, sig)) / sig] + slopes[:order - 1]
-        x = x + sum(c * slope for c, slope in zip(lms_coefficients(levels, i, len(slopes)), slopes))
+        x = x + sum(c * slope for c, slope in zip(lms_coefficients(sigs, i, len(slopes)), slopes))
         yield x
 
 
@@ -195,7 +196,7 @@ def sample_dpmpp_2m(denoise, x, sigs):
         if sig2 == 0:
             x = denoised
         else:
-            h, ahead = torch.log(sig / sig2), denoised
+            h, ahead = math.log(sig / sig2), denoised
             if previous is not None:
                 r = h_previous / h
                 ahead = (1 + 1 / (2 * r)) * denoised - 1 / (2 * r) * previous
@@ -222,129 +223,128 @@ def evaluations(name, steps):
 
 # ---------------------------------------------------------------------------------------------- the lesson
 
-# The lecture's own figures, FID over the 0.50 that its real images scored (its images were scored in -0.5..0.5; only
-# the ratio to the floor can be compared with ours). Its LMS was of order 3 and started at sigma 20.
+# The lecture's own FIDs. Its real images scored 0.50, on a scale where images are in -0.5..0.5, so what can be compared
+# with ours is how many times the floor each is. Its LMS was of order 3 and started at sigma 20.
 LECTURE = {("euler", 100): 1.98, ("ancestral", 100): 1.53, ("heun", 100): 0.95, ("heun", 50): 0.97, ("heun", 20): 1.23,
            ("lms", 20): 1.76}
 LECTURE_FLOOR = 0.50
+
+GOAL_STEPS = 200                # of Heun, whose end is taken for the exact one
 
 COMPARED = [("euler", 100, {}), ("euler", 20, {}), ("ancestral", 100, {"eta": 0.5}), ("heun", 50, {}), ("heun", 20, {}),
             ("lms", 20, {}), ("dpmpp_2m", 20, {})]
 
 
-def main_images(args, images):
-    """1. Images at the lecture's scale, and the mystery of 0.33 and 0.66."""
+def show_scale(images, input_scale, seed):
+    """1. Images at the lecture's scale, and the mystery of 0.33 and 0.66, solved.
+
+    The lecture uses sig_data 0.33, says that 0.66 would be right, and finds the wrong one better. It was the right one:
+    the notebook (of 23 January 2023) defines images in -1..1 and then, before training, again in -0.5..0.5. A later
+    version, with true -1..1 images and 0.66, is another experiment: the lecture's own, in those units, has sig_data
+    0.66, ln sigma around -1.2 + ln 2, and sigma from 0.02 to 160.
+    """
     print(f"images: standard deviation {images.std():.4f}, mean {images.mean():.4f} in [-1, 1]; "
-          f"times --input-scale {args.input_scale:g} it is {args.input_scale * images.std():.4f}")
-    # The lecture uses sig_data 0.33, says that 0.66 would be right, and finds the wrong one better. It was the right
-    # one: the notebook first defines images in -1..1, then, before training, defines them again in -0.5..0.5, where
-    # their deviation is 0.33. The table shows it: 0.33 at half range gives 1.03 and 1.04, as the lecture's screen did.
-    print("range       sig_data   inputs' sd   targets' sd")
+          f"times --input-scale {input_scale:g} it is {input_scale * images.std():.4f}")
+    print("     range  sig_data  sd of inputs  sd of targets")
     for scale in (0.5, 1.0):
         for sig_data in (0.33, 0.66):
-            torch.manual_seed(args.seed)
+            torch.manual_seed(seed)
             (inputs, _), target = noisify(images[:4096] * scale, sig_data)
-            print(f"{-scale:4g}..{scale:<4g}  {sig_data:8g} {inputs.std():12.3f} {target.std():13.3f}")
+            print(f"{-scale:4g}..{scale:<4g} {sig_data:9g} {inputs.std():13.3f} {target.std():14.3f}")
+    print("The lecture's screen showed 1.03 and 1.04 for 0.33: its images were in -0.5..0.5, and 0.33 was right.")
 
 
-def main_sigmas(args):
-    """2. The noise levels that the network will be trained on."""
-    torch.manual_seed(args.seed)
+def show_sigmas(folder, seed):
+    """2. The noise levels that the network is trained on."""
+    torch.manual_seed(seed)
     sigmas = draw_sigmas(100_000)
-    print(f"sigma exceeds 1 in {(sigmas > 1).float().mean():.1%} of draws (the lecture says about a third; it is 15.9%), "
-          f"median {sigmas.median():.2f}, mode {math.exp(-1.2 - 1.2 ** 2):.3f}")
+    print(f"sigma exceeds 1 in {(sigmas > 1).float().mean():.1%} of draws (the lecture says about a third; 15.9% are "
+          f"expected), median {sigmas.median():.2f}, mode {math.exp(-1.2 - 1.2 ** 2):.3f}")
     heights, edges = np.histogram(sigmas.log(), bins=40, range=(-6, 4), density=True)
     middles = (edges[1:] + edges[:-1]) / 2
     density = stats.gaussian_kde(sigmas[:5000].log())(middles)
     plot([("histogram", np.exp(middles), heights, "bars"), ("kernel density", np.exp(middles), density, "line")],
-         "the noise levels of training", "sigma", "density of ln sigma", log_x=True).save(args.out_dir / "sigmas.png")
+         "the noise levels of training", "sigma", "density of ln sigma", log_x=True).save(folder / "sigmas.png")
 
 
-def main_question(args, x0):
+def show_question(folder, x0, sig, sig_data):
     """3. What goes in and what should come out, from little noise to much."""
-    torch.manual_seed(args.seed)
-    sig = draw_sigmas(16).sort().values
-    (inputs, _), target = noisify(x0[:16].cpu(), args.sig_data, sig)
-    print(f"inputs: mean {inputs.mean():.3f}, sd {inputs.std():.3f}; targets: mean {target.mean():.3f}, "
-          f"sd {target.std():.3f} (16 images)")
-    titles = [f"{s:.2f}" for s in sig]
-    grid(torch.cat([inputs, target]) / 2, titles + titles, 16, title="inputs (above) and targets (below) by sigma, "
-         "halved to fit: little noise, find the noise; much noise, find the clothes").save(args.out_dir / "question.png")
+    (inputs, _), target = noisify(x0, sig_data)
+    print(f"a batch of {len(x0)} inputs: mean {inputs.mean():.3f}, sd {inputs.std():.3f}; their targets: mean "
+          f"{target.mean():.3f}, sd {target.std():.3f}: the variance is 1, and nothing was done about the mean")
+    (inputs, _), target = noisify(x0[:len(sig)], sig_data, sig)
+    grid(torch.cat([inputs, target]) / 2, [f"{s:.2f}" for s in sig] * 2, 16,
+         title="inputs (above) and targets (below) by sigma, halved to fit. Where there is little noise, find the "
+         "noise; where there is much, find the clothes").save(folder / "question.png")
 
 
-def main_loss(args, model, x0):
+def show_loss(folder, model, x0, sig_data):
     """4. The loss against sigma on test images, before training and after it, over the density of training."""
     sigmas = np.exp(np.linspace(math.log(0.004), math.log(60), 20))
-    before = loss_by_sigma(lambda x, sig: torch.zeros_like(x), x0, sigmas, args.sig_data)      # init_ddpm starts at 0
-    after = loss_by_sigma(model, x0, sigmas, args.sig_data)
+    before = loss_by_sigma(lambda x, sig: torch.zeros_like(x), x0, sigmas, sig_data)           # init_ddpm starts at 0
+    after = loss_by_sigma(model, x0, sigmas, sig_data)
     density = stats.norm(-1.2, 1.2).pdf(np.log(sigmas))
-    plot([("before training", sigmas, before, "line"), ("after", sigmas, after, "line"),
-          ("where training looks (density)", sigmas, density / density.max(), "line")],
-         "loss by noise level, on test images", "sigma", "mean squared error",
-         log_x=True).save(args.out_dir / "loss-by-sigma.png")
+    chart = plot([("before training", sigmas, before, "line"), ("after", sigmas, after, "line"),
+                  ("where training looks (density, peak 1)", sigmas, density / density.max(), "line")],
+                 "loss by noise level, on test images", "sigma", "mean squared error", log_x=True)
+    chart.save(folder / "loss-by-sigma.png")
 
 
 @torch.no_grad()
-def main_one_step(args, model, x0):
+def show_one_step(folder, model, x0, sig, sig_data, input_scale, seed):
     """5. One step from many noise levels, and one step from nothing but noise."""
-    torch.manual_seed(args.seed)
-    sig = draw_sigmas(16, args.device).sort().values
-    x = x0[:16] + sig[:, None, None, None] * torch.randn_like(x0[:16])
-    restored = denoise(model, x, sig, args.sig_data)
-    titles = [f"{s:.2f}" for s in sig]
-    grid(torch.cat([x, restored, x0[:16]]) / args.input_scale, titles + titles + titles, 16, title="noised, restored in "
-         "one step, and true, by sigma").save(args.out_dir / "one-step.png")
+    x = x0 + sig[:, None, None, None] * torch.randn_like(x0)
+    restored = denoise(model, x, sig, sig_data)
+    grid(torch.cat([x, restored, x0]) / input_scale, [f"{s:.2f}" for s in sig] * 3, 16,
+         title="noised, restored in one step, and true, by sigma").save(folder / "one-step.png")
     # At sigma 80 the best answer is the mean of all that could be hidden there: garments laid over each other.
-    pure = 80 * torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(args.seed)).to(args.device)
-    grid(denoise(model, pure, 80.0, args.sig_data) / args.input_scale, None, 8,
-         title="one step from pure noise, sigma 80").save(args.out_dir / "one-step-from-noise.png")
+    pure = 80 * torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(seed)).to(x0.device)
+    grid(denoise(model, pure, 80.0, sig_data) / input_scale, None, 8,
+         title="one step from pure noise, sigma 80").save(folder / "one-step-from-noise.png")
 
 
-def main_schedule(args):
+def show_schedule(folder, steps):
     """6. The schedule of sampling, for several rho."""
-    plot([(f"rho {rho}", range(args.steps), sigmas_karras(args.steps, rho=float(rho))[:-1].tolist(), "line")
-          for rho in (1, 3, 5, 7)], f"sigma at each of {args.steps} steps", "step", "sigma",
-         log_y=True).save(args.out_dir / "schedule.png")
+    lines = [(f"rho {rho}", range(steps), sigmas_karras(steps, rho=rho)[:-1].tolist(), "line") for rho in (1, 3, 5, 7)]
+    plot(lines, f"sigma at each of {steps} steps", "step", "sigma", log_y=True).save(folder / "schedule.png")
 
 
-def score_sampler(args, denoiser, evaluate, goal, name, steps, options):
-    """7. Sample with one sampler and score it: -> its record, its images in [-1, 1]."""
-    sigs, sampler = sigmas_karras(steps, rho=args.rho), SAMPLERS[name]
-    started = time.time()
-    images = generate(lambda noise: sample(sampler, denoiser, noise, sigs, **options), args.samples, args.seed,
-                      args.device)
-    seconds = time.time() - started
+def said(record):
+    """A sampler and its settings in words."""
+    unusual = [key for key, usual in (("eta", None), ("churn", None), ("rho", 7)) if record[key] != usual]
+    return ", ".join([record["what"], f"{record['steps']} steps"] + [f"{key} {record[key]:g}" for key in unusual])
+
+
+def try_sampler(args, denoiser, evaluate, goal, name, steps, options):
+    """7. Sample with one sampler, score and draw the clothes -> the record of it for results.json."""
+    sigs = sigmas_karras(steps, rho=args.rho)
+    images, seconds = generate(lambda noise: sample(SAMPLERS[name], denoiser, noise, sigs, **options), args.samples,
+                               args.seed, args.device)
     images = (images / args.input_scale).clamp(-1, 1)
     # Solver error: how far from where 200 steps of Heun end, from the same noise. Fresh noise ends elsewhere by design.
-    known = None if options.get("eta") or options.get("s_churn") else \
-        float((images[:len(goal)] - goal).square().mean().sqrt())
+    solver_error = None if any(options.values()) else float((images[:len(goal)] - goal).square().mean().sqrt())
     record = {"what": name, "steps": steps, "evaluations": evaluations(name, steps), "eta": options.get("eta"),
-              "churn": options.get("s_churn"), "rho": args.rho, **evaluate.score(images), "solver_error": known,
+              "churn": options.get("s_churn"), "rho": args.rho, **evaluate.score(images), "solver_error": solver_error,
               "sample_seconds": round(seconds, 1)}
-    error = "" if known is None else f", solver error {known:.4f}"
-    print(f"{name}, {steps} steps, {record['evaluations']} evaluations, {seconds:.0f} s: {describe(record)}{error}\n"
-          f"    classes {record['classes']}")
-    grid(images[:64], None, 16, title=f"{name}, {steps} steps, FID {record['fid']:.2f}").save(
-        args.out_dir / f"samples-{name}-{steps}.png")
+    report(said(record), record, images, args.folder)
+    print(f"    {record['evaluations']} evaluations of the network"
+          + ("" if solver_error is None else f", solver error {solver_error:.4f}"))
     return record
 
 
-def main_compare(args, records):
+def show_comparison(folder, records):
     """8. All samplers, beside the lecture's: a table and a picture."""
-    print(f"\n{'sampler':>10} {'steps':>6} {'asked':>6} {'FID':>8} {'x floor':>8} {'lecture':>8} {'KID':>8} {'border':>8} "
-          f"{'solver error':>13}")
-    for r in records:
-        lecture = LECTURE.get((r["what"], r["steps"]))
-        print(f"{r['what']:>10} {r['steps']:6d} {r['evaluations']:6d} {r['fid']:8.2f} {r['fid'] / r['floor']:8.1f} "
-              + (f"{lecture / LECTURE_FLOOR:8.1f}" if lecture else f"{'-':>8}") + f" {r['kid']:8.4f} {r['border']:8.4f} "
-              + (f"{'-':>13}" if r["solver_error"] is None else f"{r['solver_error']:13.4f}"))
-    print("(lecture: its FID over its own floor; it scored in another range, so only such ratios can be compared)")
+    def lecture(record):
+        found = LECTURE.get((record["what"], record["steps"]))
+        return f"{found:.2f} ({found / LECTURE_FLOOR:.1f} x)" if found else "-"
+    comparison(records, said, lecture)
+    print(f"The lecture's real images scored {LECTURE_FLOOR:.2f}, on its own scale: compare multiples of the floor "
+          "only.\nIts LMS was of order 3 and started at sigma 20.")
     panels = []
-    for key, log in (("solver_error", True), ("fid", False), ("border", True)):
-        series = [(f"{r['what']} {r['steps']}", [r["evaluations"]], [r[key]], "points") for r in records if r[key]]
-        panels.append(plot(series, {"fid": "FID", "border": "residual noise"}.get(key, "solver error"),
-                           "evaluations of the network", "", log_y=log, size=(400, 340)))
-    beside(panels).save(args.out_dir / "compare.png")
+    for key, title in (("solver_error", "solver error"), ("fid", "FID"), ("border", "residual noise")):
+        series = [(said(r), [r["evaluations"]], [r[key]], "points") for r in records if r[key] is not None]
+        panels.append(plot(series, title, "evaluations of the network", title, log_y=key != "fid", size=(420, 360)))
+    beside(panels).save(folder / "compare.png")
 
 
 @script
@@ -356,42 +356,46 @@ def main(argv=None):
     add("--eta", type=number(float, 0, 1), help="fresh noise of the ancestral sampler, 0 to 1 (default 1)")
     add("--churn", type=number(float, 0), help="fresh noise of Heun's sampler, S_churn in the paper (default 0)")
     add("--rho", type=number(float, 1, 100), default=7.0, help="how the steps shrink (default 7)")
-    add("--input-scale", type=number(float, 0.01, 100), default=0.5, help="images in -b..b (default 0.5, the lecture's)")
+    add("--input-scale", type=number(float, 0.01, 100), default=0.5,
+        help="images in -b..b (default 0.5, as in the lecture)")
     add("--sig-data", type=number(float, 0.001, 100), help="the images' assumed sd (default input scale x 0.66)")
     add("--compare", action="store_true", help="all samplers in one table, instead of --sampler")
-    args = settle(parser, argv, RECIPE)
-    if args.eta is not None and args.sampler != "ancestral": parser.error("--eta belongs to --sampler ancestral")
-    if args.churn is not None and args.sampler != "heun": parser.error("--churn belongs to --sampler heun")
+    args = settle(parser, argv)
+    if args.eta is not None and (args.compare or args.sampler != "ancestral"):
+        parser.error("--eta belongs to --sampler ancestral")
+    if args.churn is not None and (args.compare or args.sampler != "heun"):
+        parser.error("--churn belongs to --sampler heun")
+    options = {"ancestral": {"eta": 1.0 if args.eta is None else args.eta},
+               "heun": {"s_churn": args.churn} if args.churn else {}}.get(args.sampler, {})
+    trials = COMPARED if args.compare else [(args.sampler, args.steps, options)]
     if args.sig_data is None: args.sig_data = 0.66 * args.input_scale
     args.data = find_data(args.data, args.data_dir)
 
     images, _ = fashion_mnist(args.data_dir, True, args.data, args.images)
-    main_images(args, images)
+    show_scale(images, args.input_scale, args.seed)
     x0 = images.mul_(args.input_scale)
-    test = fashion_mnist(args.data_dir, False, args.data, 256)[0].to(args.device) * args.input_scale
-    main_sigmas(args)
-    main_question(args, test)
-    model, trained = train(args, lambda x0: noisify(x0, args.sig_data), x0, input_scale=args.input_scale,
-                           sig_data=args.sig_data)
-    print(f"loss of the last 100 steps {trained['losses'][-100:].mean():.4f} after {trained['train_seconds']:.0f} s of "
-          "training (the lecture's losses cannot be compared: its targets were others)")
-    main_loss(args, model, test)
-    main_one_step(args, model, test)
-    main_schedule(args)
+    test = (fashion_mnist(args.data_dir, False, args.data, 128)[0] * args.input_scale).to(args.device)
+    show_sigmas(args.folder, args.seed)
+    sig = draw_sigmas(16).sort().values.to(args.device)
+    show_question(args.folder, test, sig, args.sig_data)
+    model, losses, origin = train(args, "karras", RECIPE, lambda x0: noisify(x0, args.sig_data), x0,
+                                  input_scale=args.input_scale, sig_data=args.sig_data)
+    print(f"loss of the last 100 steps {losses[-100:].mean():.4f}, after {origin['train_seconds']:.0f} s of training "
+          f"on {origin['trained_on']} (not to be set beside the lecture's other losses: their targets were others)")
+    show_loss(args.folder, model, test, args.sig_data)
+    show_one_step(args.folder, model, test[:16], sig, args.sig_data, args.input_scale, args.seed)
+    show_schedule(args.folder, args.steps)
 
     denoiser = lambda x, sig: denoise(model, x, sig, args.sig_data)
-    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir.parent / "fid",
-                         None if args.size != "tiny" else args.images)
-    goal = generate(lambda noise: sample(sample_heun, denoiser, noise, sigmas_karras(200)), min(64, args.samples),
-                    args.seed, args.device).div(args.input_scale).clamp(-1, 1)
-    options = {"ancestral": {"eta": 1.0 if args.eta is None else args.eta}, "heun": {"s_churn": args.churn or 0.0}}
-    chosen = COMPARED if args.compare else [(args.sampler, args.steps, options.get(args.sampler, {}))]
-    about = {"network": trained["network"], "train_seconds": trained["train_seconds"], "size": args.size,
-             "seed": args.seed, "device": device_name(args.device), "torch": torch.__version__}
-    records = [score_sampler(args, denoiser, evaluate, goal, *one) | about for one in chosen]
-    if args.compare: main_compare(args, records)
-    save_results(args.out_dir, records)
-    print(f"pictures and results.json are in {args.out_dir}")
+    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
+    goal, _ = generate(lambda noise: sample(sample_heun, denoiser, noise, sigmas_karras(GOAL_STEPS)),
+                       min(64, args.samples), args.seed, args.device)
+    goal = (goal / args.input_scale).clamp(-1, 1)
+    records = [try_sampler(args, denoiser, evaluate, goal, *trial) | origin for trial in trials]
+    if args.compare: show_comparison(args.folder, records)
+    save_results(args.folder, records)
+    best = min(records, key=lambda r: r["fid"])
+    print(f"Pictures and results.json are in {args.folder}. {'Best: ' * args.compare}{said(best)}: {describe(best)}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 import torchvision
 
+import cosine_ddim
 import fid
 import karras
 import unet
@@ -33,7 +35,8 @@ def fill(model):
     with torch.no_grad():
         for i, (name, p) in enumerate(sorted(model.state_dict().items())):
             wave = torch.sin(torch.arange(p.numel(), dtype=torch.float64) * 0.7 + i).reshape(p.shape)
-            p.copy_(1 + 0.1 * wave if "norm" in name and name.endswith("weight") else wave / max(1, p[0].numel()) ** 0.5)
+            norm = "norm" in name and name.endswith("weight")
+            p.copy_(1 + 0.1 * wave if norm else wave / max(1, p[0].numel()) ** 0.5)
     return model
 
 
@@ -94,10 +97,10 @@ class Line(torch.nn.Module):
 def test_fit_learns_and_labels_reach_noisify():
     images, labels = torch.randn(64, 1, 4, 4), torch.full((64,), 3.0)
     model = Line()
-    record = unet.fit(model, lambda x, y: ((x,), x * y[:, None, None, None]), images, labels=labels, epochs=20,
-                      batch_size=16, lr=0.2)
-    assert abs(model.w.item() - 3) < 0.1 and record["losses"][-1] < record["losses"][0] / 100
-    assert len(record["losses"]) == 80
+    record = unet.fit(model, lambda x, y: ((x,), x * y[:, None, None, None]), images, labels=labels, epochs=50,
+                      batch_size=16, lr=0.2, amp=False)
+    assert abs(model.w.item() - 3) < 0.01 and record["losses"][-1] < record["losses"][0] / 1000
+    assert len(record["losses"]) == 200
 
 
 def noisy(x):
@@ -182,11 +185,11 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path):
 
 def test_generate_starts_from_the_same_noise_in_any_batches():
     cpu = torch.device("cpu")
-    whole = unet.generate(lambda noise: noise, 20, 3, cpu, batch=20)
-    assert torch.equal(whole, unet.generate(lambda noise: noise, 20, 3, cpu, batch=8))
-    assert not torch.equal(whole, unet.generate(lambda noise: noise, 20, 4, cpu))
-    assert abs(whole.std() - 1) < 0.03
-    drawn = [unet.generate(lambda noise: torch.randn_like(noise), 4, 3, cpu) for _ in range(2)]
+    whole, seconds = unet.generate(lambda noise: noise, 20, 3, cpu, batch=20)
+    assert torch.equal(whole, unet.generate(lambda noise: noise, 20, 3, cpu, batch=8)[0])
+    assert not torch.equal(whole, unet.generate(lambda noise: noise, 20, 4, cpu)[0])
+    assert abs(whole.std() - 1) < 0.03 and seconds > 0
+    drawn = [unet.generate(lambda noise: torch.randn_like(noise), 4, 3, cpu)[0] for _ in range(2)]
     assert torch.equal(*drawn) and not torch.equal(drawn[0], whole[:4])      # a sampler's own noise is other noise
 
 
@@ -206,8 +209,8 @@ def test_frechet_distance_of_gaussians_with_known_answer():
     assert fid.frechet_distance(mu1, cov1, mu2, cov2) == pytest.approx(expected, rel=1e-9)
     assert fid.frechet_distance(mu2, cov2, mu1, cov1) == pytest.approx(expected, rel=1e-9)
     assert fid.frechet_distance(mu1, cov1, mu1, cov1) == pytest.approx(0, abs=1e-9)
-    a, b = np.array([[2.0, 1], [1, 3]]), np.array([[1.0, -0.5], [-0.5, 2]])   # these two do not commute;
-    product = a @ b                                                          # of 2x2: (tr sqrt M)^2 = tr M + 2 sqrt det M
+    a, b = np.array([[2.0, 1], [1, 3]]), np.array([[1.0, -0.5], [-0.5, 2]])   # these two do not commute; for 2x2
+    product = a @ b                                                          # (tr sqrt M)^2 = tr M + 2 sqrt det M
     root_trace = math.sqrt(np.trace(product) + 2 * math.sqrt(np.linalg.det(product)))
     expected = np.trace(a) + np.trace(b) - 2 * root_trace
     assert fid.frechet_distance(np.zeros(2), a, np.zeros(2), b) == pytest.approx(expected, rel=1e-9)
@@ -258,7 +261,7 @@ def test_drawn_clothes():
 def test_without_the_data_set(monkeypatch, capsys, tmp_path):
     def refuse(*args, **kwargs):
         raise RuntimeError("Error downloading")
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", refuse)
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", refuse)
     assert fid.find_data("auto", tmp_path) == "drawn" and "drawn clothes" in capsys.readouterr().out
     with pytest.raises(unet.Problem, match="cannot be downloaded"):
         fid.find_data("fashion", tmp_path)
@@ -377,13 +380,13 @@ def test_inputs_and_targets_of_gaussian_data_have_unit_deviation():
 
 def test_with_sig_data_1_the_target_is_minus_v():
     torch.manual_seed(0)
-    x0 = torch.randn(6, 1, 8, 8)
+    x0 = torch.randn(6, 1, 8, 8, dtype=torch.float64)
     torch.manual_seed(1)
-    _, target = karras.noisify(x0, 1.0, SIGMAS)
+    _, target = karras.noisify(x0, 1.0, SIGMAS.double())
     torch.manual_seed(1)
-    noise, sig = torch.randn_like(x0), SIGMAS[:, None, None, None]
+    noise, sig = torch.randn_like(x0), SIGMAS.double()[:, None, None, None]
     alpha, sigma = 1 / (1 + sig ** 2) ** 0.5, sig / (1 + sig ** 2) ** 0.5      # v = alpha * noise - sigma * x0
-    assert torch.allclose(target, -(alpha * noise - sigma * x0), atol=1e-4)
+    assert torch.allclose(target, -(alpha * noise - sigma * x0), atol=1e-9)
 
 
 def test_the_sigmas_of_training():
@@ -437,10 +440,10 @@ def test_lms_is_of_higher_order_and_cheaper_than_heun():
                                               (karras.sample_heun, dict(s_churn=40.0))])
 def test_samplers_that_add_noise_end_with_the_datas_deviation(sampler, options):
     torch.manual_seed(0)
-    noise = torch.randn(100_000, dtype=torch.float64)
-    x = karras.sample(sampler, gaussian, noise, karras.sigmas_karras(200), **options)
-    assert x.std().item() == pytest.approx(S, rel=0.025)
-    plain = karras.sample(sampler, gaussian, noise, karras.sigmas_karras(200), **{k: 0.0 for k in options})
+    noise = torch.randn(30_000, dtype=torch.float64)
+    x = karras.sample(sampler, gaussian, noise, karras.sigmas_karras(1000), **options)
+    assert x.std().item() == pytest.approx(S, rel=0.02)
+    plain = karras.sample(sampler, gaussian, noise, karras.sigmas_karras(1000), **{k: 0.0 for k in options})
     assert not torch.allclose(x, plain, atol=0.1)                            # another sample, not the same again
 
 
@@ -485,10 +488,140 @@ def test_every_sampler_asks_as_often_as_it_says_and_ends_on_the_estimate(name):
 
 
 def test_churn_is_undone_at_the_level_it_makes():
-    seen = []
-    list(karras.sample_heun(lambda x, sig: seen.append(float(sig)) or x * 0, torch.ones(2), torch.tensor([4.0, 1.0, 0.0]),
-                            s_churn=0.4, s_tmax=2.0))
+    seen, sigs = [], torch.tensor([4.0, 1.0, 0.0])
+    denoise = lambda x, sig: seen.append(float(sig)) or x * 0
+    list(karras.sample_heun(denoise, torch.ones(2), sigs, s_churn=0.4, s_tmax=2.0))
     assert seen == pytest.approx([4.0, 1.0, 1.2])                            # 1 + 0.4/2 at the second step only
+
+
+# ---------------------------------------------------------------------------------------------- cosine_ddim.py
+
+CURVES = [("linear",), ("cosine",), ("cosine", 0.2, 1.0, 1.0), ("cosine", 0.0, 0.9, 2.0), ("sigmoid",),
+          ("sigmoid", 0.0, 3.0, 0.3), ("sigmoid", -3.0, 3.0, 1.1)]
+
+
+def test_abar_and_its_inverse():
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    assert cosine_ddim.abar(0) == 1 and cosine_ddim.abar(1.0) < 1e-12
+    assert cosine_ddim.abar(0.5).item() == pytest.approx(0.5) and cosine_ddim.abar(1 / 3).item() == pytest.approx(0.75)
+    assert torch.allclose(cosine_ddim.inv_abar(cosine_ddim.abar(t)), t, atol=1e-7)
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_every_schedule_falls_from_1_to_0_and_has_an_inverse(curve):
+    gamma, inverse = cosine_ddim.noise_schedule(*curve)
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    assert gamma(0.0).item() == pytest.approx(1, abs=1e-6) and gamma(1.0).item() == pytest.approx(0, abs=1e-6)
+    assert (gamma(t).diff() <= 0).all() and (gamma(t) >= 1e-9).all() and (gamma(t.float()) <= 1).all()
+    assert torch.allclose(inverse(gamma(t[1:-1])), t[1:-1], atol=1e-4)
+
+
+def test_the_default_schedule_is_abar_and_a_sigmoid_is_what_the_paper_says():
+    t = torch.linspace(0, 0.999, 100)
+    assert torch.allclose(cosine_ddim.noise_schedule()[0](t), cosine_ddim.abar(t), atol=1e-6)
+    sigmoid = lambda u: 1 / (1 + math.exp(-u))                               # Chen 2023: from 0 to 3, tau 0.3, at t = 0.1
+    expected = (sigmoid(10) - sigmoid(1)) / (sigmoid(10) - sigmoid(0))
+    assert cosine_ddim.noise_schedule("sigmoid", 0.0, 3.0, 0.3)[0](0.1).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("curve", [("cosine", 0.5, 0.5), ("cosine", -0.1), ("cosine", 0, 1.1), ("cosine", 0, 1, 0),
+                                   ("sigmoid", 3, -3), ("sigmoid", -3, 3, -1), ("sigmoid", 50, 60, 0.1), ("linear", 0),
+                                   ("linear", None, None, 1)])
+def test_parameters_that_make_no_schedule_are_refused(curve):
+    with pytest.raises(unet.Problem, match="--(start|end|tau)"): cosine_ddim.noise_schedule(*curve)
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_noising_and_denoising_undo_each_other_at_every_t(curve):
+    torch.manual_seed(0)
+    x0, t = torch.rand(9, 1, 8, 8, dtype=torch.float64) - 0.5, torch.linspace(0, 0.99, 9, dtype=torch.float64)
+    gamma, _ = cosine_ddim.noise_schedule(*curve)
+    (x_t, same), noise = cosine_ddim.noisify(x0, t, gamma)
+    assert torch.equal(same, t) and torch.allclose(cosine_ddim.denoise(x_t, noise, t, gamma), x0, atol=1e-6)
+    assert torch.allclose(x_t[:1], x0[:1], atol=1e-3)
+    (x_t, drawn), _ = cosine_ddim.noisify(torch.zeros(5000, 1, 2, 2))
+    assert 0 <= drawn.min() and 0.99 < drawn.max() < 0.999 and drawn.mean().item() == pytest.approx(0.4995, abs=0.02)
+    assert x_t.var().item() == pytest.approx(0.5, abs=0.02)                  # the mean of 1 - abar over t
+
+
+def test_timesteps():
+    assert torch.allclose(cosine_ddim.timesteps(4), torch.tensor([0.75, 0.5, 0.25, 0, 0]))
+    for steps in (2, 3, 50, 293, 1000):
+        for spacing in ("uniform", "late"):
+            ts = cosine_ddim.timesteps(steps, spacing)
+            assert len(ts) == steps + 1 and (ts[:-1].diff() < 0).all() and ts[-2:].tolist() == [0, 0] and ts[0] < 1
+    late = cosine_ddim.timesteps(293, "late")                                # 10 + 11 + 12 + 14 + .. + 100 of a thousand
+    assert [int(((late[:-1] < high) & (late[:-1] > high - 0.1)).sum()) for high in (0.9999, 0.0999)] == [10, 100]
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ddim_is_ancestral_euler_in_other_symbols(eta):
+    """x = x_t / sqrt(abar), sigma = sqrt((1 - abar) / abar), and the same draws: the same path, whatever the network."""
+    ts = torch.linspace(0.95, 0.05, 12, dtype=torch.float64)
+    abar = cosine_ddim.abar(ts)
+    sigs = ((1 - abar) / abar).sqrt()
+    find_noise = lambda x_t, t: torch.tanh(3 * x_t + t) + 0.2 * x_t
+    start = torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def denoise(x, sig):
+        a = 1 / (1 + sig ** 2)
+        return x - sig * find_noise(x * a ** 0.5, cosine_ddim.inv_abar(torch.tensor(a, dtype=torch.float64)))
+    torch.manual_seed(1)
+    in_sigma = list(karras.sample_euler_ancestral(denoise, start / abar[0].sqrt(), sigs, eta=eta))
+    torch.manual_seed(1)
+    schedule = lambda t: cosine_ddim.abar(torch.tensor(t, dtype=torch.float64))
+    in_t = [x for _, x in cosine_ddim.sample(find_noise, start, ts, eta, abar=schedule)]
+    for x, x_t, a in zip(in_sigma, in_t, abar[1:]):
+        assert torch.allclose(x, x_t / a.sqrt(), rtol=1e-6)                  # sigs go through float32 nowhere
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_of_a_gaussian_ends_with_its_deviation(eta):
+    def find_noise(x_t, t):                                                  # the best guess where x0 has deviation S
+        a = cosine_ddim.abar(t)
+        return x_t * (1 - a).sqrt() / (a * S ** 2 + 1 - a)
+    torch.manual_seed(0)
+    noise, off = torch.randn(30_000, 1, 1, 1), []
+    for steps in (50, 400):
+        for _, x in cosine_ddim.sample(find_noise, noise, cosine_ddim.timesteps(steps), eta): pass
+        off.append(abs(x.std().item() - S) / S)
+    assert off[1] < 0.02 and off[1] < off[0]
+
+
+def test_a_step_at_alphabar_1_changes_nothing_and_clip_bounds_the_estimate():
+    x, noise = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    x_0_hat, x_t1 = cosine_ddim.ddim_step(x, noise, 1.0, 1.0)
+    assert torch.equal(x_t1, x) and torch.equal(x_0_hat, x)
+    x_0_hat, x_t1 = cosine_ddim.ddim_step(x, noise, torch.full((3,), 0.1), torch.full((3,), 0.2), clip=1.5)
+    assert x_0_hat.abs().max() == 1.5 and x_t1.isfinite().all()
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_nothing_is_nan_at_any_t_in_any_schedule(curve):
+    gamma, _ = cosine_ddim.noise_schedule(*curve)
+    t = torch.linspace(0, 1, 21)
+    (x_t, _), noise = cosine_ddim.noisify(torch.rand(21, 1, 4, 4), t, gamma)
+    assert x_t.isfinite().all() and cosine_ddim.denoise(x_t, noise, t, gamma).isfinite().all()
+    for steps in (2, 3, 20, 1000):
+        for spacing in ("uniform", "late"):
+            path = cosine_ddim.sample(lambda x_t, t: x_t, torch.randn(2, 1, 4, 4), cosine_ddim.timesteps(steps, spacing),
+                                      1.0, abar=gamma)
+            assert all(x_0_hat.isfinite().all() and x.isfinite().all() for x_0_hat, x in path)
+
+
+def test_pooling_by_k_raises_log_snr_by_2_ln_k():
+    torch.manual_seed(0)
+    x0, t = torch.rand(50, 1, 32, 32), torch.full((50,), 0.6)
+    a = cosine_ddim.abar(0.6)
+    for k in (1, 2, 4):
+        rest = cosine_ddim.pooled(x0, k, t) - a.sqrt() * x0
+        measured = (a * x0.square().mean() / rest.square().mean()).log() - x0.square().mean().log()
+        assert measured.item() == pytest.approx(cosine_ddim.log_snr(a).item() + 2 * math.log(k), abs=0.03)
+
+
+def test_normalising_gives_every_image_unit_variance():
+    x = torch.randn(3, 1, 8, 8) * torch.tensor([0.1, 1.0, 7.0])[:, None, None, None] + 2
+    assert torch.allclose(cosine_ddim.unit_variance(x).std(dim=(1, 2, 3)), torch.ones(3), atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- the scripts, whole
@@ -497,10 +630,16 @@ def run(main, folder, *argv):
     main(["--size", "tiny", "--data", "drawn", "--device", "cpu", "--out-dir", str(folder), *argv])
 
 
+@pytest.fixture(autouse=True)
+def nearer_goal(monkeypatch):
+    monkeypatch.setattr(karras, "GOAL_STEPS", 20)                            # for seconds' sake
+
+
 def test_karras_from_end_to_end(tmp_path, capsys):
     run(karras.main, tmp_path, "--sampler", "lms", "--steps", "6")
     out, folder = capsys.readouterr().out, tmp_path / "karras"
-    pictures = {"sigmas", "question", "loss-by-sigma", "one-step", "one-step-from-noise", "schedule", "samples-lms-6"}
+    pictures = {"sigmas", "question", "loss-by-sigma", "one-step", "one-step-from-noise", "schedule",
+                "samples-lms-6-steps"}
     assert {p.stem for p in folder.glob("*.png")} == pictures
     record = json.loads((folder / "results.json").read_text())[0]
     assert (record["what"], record["steps"], record["evaluations"], record["samples"]) == ("lms", 6, 6, 64)
@@ -513,7 +652,7 @@ def test_karras_from_end_to_end(tmp_path, capsys):
     assert "epoch" not in out and len(again) == 1
     assert all(again[0][k] == record[k] for k in ("fid", "kid", "border", "solver_error", "classes"))
 
-    run(karras.main, tmp_path, "--sig-data", "0.5", "--steps", "3")           # other settings: another network beside it
+    run(karras.main, tmp_path, "--sig-data", "0.5", "--steps", "3")           # other settings: another network
     assert "epoch 1/1" in capsys.readouterr().out and len(list(folder.glob("*.pt"))) == 2
 
 
@@ -532,8 +671,9 @@ def test_karras_compare(tmp_path, capsys, monkeypatch):
     (["--steps", "0"], "--steps: '0' is not a whole number from 1"), (["--steps", "2.5"], "--steps"),
     (["--samples", "1"], "--samples"), (["--sampler", "magic"], "--sampler"), (["--eta", "-1"], "--eta"),
     (["--eta", "0.5"], "--eta belongs to --sampler ancestral"), (["--churn", "3"], "--churn belongs to"),
-    (["--sig-data", "nan"], "--sig-data"), (["--device", "cuda:99"], "--device cuda:99"), (["--device", "x"], "--device"),
-    (["--size", "huge"], "--size"), (["--nonsense"], "--nonsense"), (["--out-dir", "/dev/null/x"], "cannot write"),
+    (["--sig-data", "nan"], "--sig-data"), (["--device", "cuda:99"], "--device cuda:99"),
+    (["--device", "x"], "--device"), (["--size", "huge"], "--size"), (["--nonsense"], "--nonsense"),
+    (["--out-dir", "/dev/null/x"], "cannot write"),
     (["--lr", "inf"], "--lr"), (["--epochs", "-1"], "--epochs"), (["--input-scale", "0"], "--input-scale")])
 def test_bad_flags_end_with_one_line_and_status_2(tmp_path, capsys, argv, message):
     with pytest.raises(SystemExit) as stop: run(karras.main, tmp_path, *argv)
@@ -545,7 +685,7 @@ def test_bad_flags_end_with_one_line_and_status_2(tmp_path, capsys, argv, messag
 
 def test_a_killed_training_resumes_to_the_same_weights(tmp_path):
     flags = ["--size", "tiny", "--data", "drawn", "--device", "cpu", "--epochs", "12", "--steps", "2"]
-    script = "import unet, karras, sys; unet.SAVE_EVERY = 0; karras.main(sys.argv[1:])"
+    script = "import unet, karras, sys; unet.SAVE_EVERY = 0; karras.GOAL_STEPS = 2; karras.main(sys.argv[1:])"
     command = lambda folder: [sys.executable, "-c", script, *flags, "--out-dir", str(folder)]
     subprocess.run(command(tmp_path / "whole"), cwd=HERE, check=True, capture_output=True)
     with subprocess.Popen(command(tmp_path / "killed"), cwd=HERE, stdout=subprocess.DEVNULL) as process:
@@ -559,15 +699,17 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path):
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 
 
-def test_unet_reports_its_speed(tmp_path, capsys):
-    unet.main(["--size", "tiny", "--device", "cpu", "--batch-size", "4", "--out-dir", str(tmp_path)])
-    assert "parameters" in capsys.readouterr().out
+def test_unet_reports_its_speed(capsys):
+    unet.main(["--size", "tiny", "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert f"{sum(p.numel() for p in unet.UNet((8, 16), 1, head_dim=16).parameters()):,} parameters" in out
+    assert all(float(rate) > 0 for rate in re.findall(r"training (\d+) in float32.*one evaluation (\d+)", out)[0])
 
 
 def test_fid_says_what_a_score_means(tmp_path, capsys):
     run(fid.main, tmp_path)
     out = capsys.readouterr().out
-    assert "this is the floor" in out and "pure noise" in out and "float32" in out
+    assert "the floor" in out and "pure noise" in out and "float32" in out
     scores = {r["what"]: r["fid"] for r in json.loads((tmp_path / "fid" / "results.json").read_text())}
     assert scores["real training images"] < scores["with noise of 0.1"] < scores["pure noise"]
     with pytest.raises(SystemExit) as stop: run(fid.main, tmp_path, "--retrain")
@@ -577,7 +719,7 @@ def test_fid_says_what_a_score_means(tmp_path, capsys):
 def test_readme_and_help_agree_with_the_scripts(capsys):
     for script in (karras, fid, unet):
         with pytest.raises(SystemExit) as stop: script.main(["--help"])
-        assert stop.value.code == 0 and "--seed" in capsys.readouterr().out
+        assert stop.value.code == 0 and "--size" in capsys.readouterr().out
     readme = (HERE / "README.md").read_text()
     assert "pip install -r requirements.txt && python karras.py --sampler lms --steps 20" in readme
     assert "pip install -r requirements.txt && pytest test_all.py" in readme

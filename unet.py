@@ -8,6 +8,7 @@ training loop. So both live here, once, and a lesson holds nothing but what its 
 Reading order: the network, how it starts, how it is fitted, and last the flags and errors that every script shares.
 """
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -32,7 +33,7 @@ import torch.nn.functional as F
 # lecture's network, diffusers' UNet2DModel, so that weights can be exchanged with it in both directions.
 
 def timestep_embedding(t, dim, max_period=10_000):
-    """Sinusoids of the time t at dim/2 frequencies from 1 down to 1/max_period (Vaswani et al. 2017, section 3.5).
+    """Sinusoids of the time t at dim/2 frequencies from 1 down toward 1/max_period (Vaswani et al. 2017, section 3.5).
 
     t: (N,) floats -> (N, dim): cosines first, then sines. A network reads a number more easily as a pattern of waves.
     """
@@ -60,6 +61,17 @@ class ResnetBlock(nn.Module):
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
+def attend(q, k, v):
+    """softmax(q k' / sqrt(d)) v for (.., pixels, d) each (Vaswani et al. 2017, eq. 1), by torch's fused kernels."""
+    if q.device.type != "cpu": return F.scaled_dot_product_attention(q, k, v)
+    # On a CPU they are slow to differentiate in bfloat16, and with heads of 8 channels slower than of 16: so float32,
+    # and zeros appended, which change no product.
+    d = q.shape[-1]
+    with torch.autocast("cpu", enabled=False):
+        q, k, v = (F.pad(a.float(), (0, -d % 16)) for a in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, scale=d ** -0.5)[..., :d]
+
+
 class Attention(nn.Module):
     """Self-attention among all pixels of the picture: the one place where far corners speak to each other directly."""
 
@@ -76,11 +88,7 @@ class Attention(nn.Module):
         pixels = self.group_norm(x).permute(0, 2, 3, 1).reshape(n, height * width, c)
         q, k, v = (f(pixels).view(n, height * width, self.heads, -1).transpose(1, 2)
                    for f in (self.to_q, self.to_k, self.to_v))
-        if x.device.type == "cpu":      # where fused attention in bfloat16 is right, but 5 times slower to differentiate
-            with torch.autocast("cpu", enabled=False):
-                out = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
-        else:
-            out = F.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v)
         out = out.transpose(1, 2).reshape(n, height * width, c)
         return x + self.to_out[0](out).reshape(n, height, width, c).permute(0, 3, 1, 2)
 
@@ -169,10 +177,10 @@ class UNet(nn.Module):
 
 
 def init_ddpm(model):
-    """Start every residual block as the identity and the whole network as the constant 0; -> the model.
+    """Start the network as the constant 0, its blocks on the way down and up as nothing but shortcuts; -> the model.
 
     A fresh network then answers "no idea" instead of noise, and each block grows from doing nothing. Downsampling
-    starts orthogonal, which keeps lengths. (Lecture; zero last layers: Ho et al. 2020's own code.)
+    starts orthogonal, so that no channel repeats another. (Lecture; zero last layers: Ho et al. 2020's own code.)
     """
     for level in [*model.down_blocks, *model.up_blocks]:
         for block in level.resnets:
@@ -189,22 +197,26 @@ def init_ddpm(model):
 
 @functools.cache
 def has_matrix_units(kind):
-    """Whether devices of this kind multiply matrices in bfloat16 several times faster: CUDA GPUs, and CPUs with AMX."""
+    """Whether devices of this kind multiply matrices in bfloat16 much faster: recent CUDA GPUs and x86 CPUs do."""
+    if kind == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
     cpu = Path("/proc/cpuinfo")
-    return kind == "cuda" or kind == "cpu" and cpu.exists() and "amx_bf16" in cpu.read_text()
+    return kind == "cpu" and cpu.exists() and "avx512_bf16" in cpu.read_text()
 
 
 def reduced(device):
     """Matrix products in bfloat16 where there are units for it; weights, and sums in a loss, stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_matrix_units(device.type))
+    units = has_matrix_units(device.type)
+    return torch.autocast(device.type, torch.bfloat16) if units else contextlib.nullcontext()
 
 
-def fast(model, device):
-    """The model moved to the device with its convolutions' weights channels-last, and a callable that runs it: compiled
-    on a GPU where there is a compiler. (On two CPU cores compiling cost 40 to 100 s and gained nothing.)"""
-    model.to(device, memory_format=torch.channels_last)
-    compiler = device.type == "cuda" and any(map(shutil.which, ("cc", "gcc", "clang")))
-    return torch.compile(model) if compiler else model
+def compiled(model, device):
+    """The model as a faster callable on a CUDA GPU with a compiler at hand, else the model itself.
+
+    On two CPU cores compiling cost 40 to 100 s and gained nothing.
+    """
+    if device.type != "cuda" or not any(map(shutil.which, ("cc", "gcc", "clang"))): return model
+    torch._dynamo.config.suppress_errors = True                # what cannot be compiled after all runs as it is
+    return torch.compile(model)
 
 
 def step_seed(seed, step):
@@ -220,19 +232,22 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
         optimizer=functools.partial(torch.optim.Adam, eps=1e-5), amp=True, seed=0, retrain=False):
     """The one training loop: Adam under a one-cycle rate (Smith 2018), everything resident on the model's device.
 
-    noisify(x0) -> (inputs, target), or noisify(x0, labels) where labels are given; inputs is a tuple for model(*inputs).
+    noisify(x0) -> (inputs, target), or noisify(x0, labels) where labels are given; inputs is a tuple: model(*inputs).
     images: (N, 1, H, W); batches of batch_size, the incomplete last one of an epoch left out. amp: see reduced.
-    path: where the finished network is kept and found again; while it is being trained it is beside it, as .part.
-    settings: what the network is, a dictionary of plain values. -> {"losses": (steps,), "seconds": of training}.
+    path: where the finished network is kept and found again; until it is complete it is beside it, as .part, or
+    .retrain with retrain=True. settings: what the network is, a dictionary of plain values.
+    -> {"losses": (steps,), "seconds": of training, "device": its name}; the model is left in evaluation mode.
     Raises Problem where a checkpoint is damaged or belongs to other settings, and where the loss is no longer finite.
     """
     device, path = next(model.parameters()).device, path and Path(path)
+    if not (amp and device.type == "cpu" and has_matrix_units("cpu")):     # there bfloat16's group norm is slow with it
+        model.to(memory_format=torch.channels_last)
     settings = json.loads(json.dumps(settings or {}))                      # as it will come back: tuples become lists
     if path and path.exists() and not retrain:
         state = load_checkpoint(path, settings)
-        restore(model, state["model"], path)
+        restore(model.eval(), state["model"], path)
         print(f"using the network trained before, {path} (--retrain trains it anew)")
-        return {"losses": state["losses"], "seconds": state["seconds"]}
+        return {key: state[key] for key in ("losses", "seconds", "device")}
 
     batch_size = min(batch_size, len(images))
     per_epoch = len(images) // batch_size
@@ -240,10 +255,10 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     optim = optimizer(model.parameters(), lr=lr, fused=device.type in ("cpu", "cuda"))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optim, max_lr=lr, total_steps=total)
     losses, step, before = torch.zeros(total), 0, 0.0
-    part = path and path.with_suffix(".part")
+    part = path and path.with_suffix(".retrain" if retrain else ".part")
     if part and part.exists():
-        state = load_checkpoint(part, settings | {"retrain": retrain}, remedy="delete it")
-        restore(model, state["model"], part)
+        state = load_checkpoint(part, settings, remedy="delete it")
+        restore(model, state["model"], part, remedy="delete it")
         optim.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         losses, step, before = state["losses"], state["step"], state["seconds"]
@@ -256,7 +271,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             raise Problem(f"the loss was {losses[bad[0, 0]]} at step {int(bad[0, 0]) + 1} of {total}: "
                           "a lower --lr usually cures that")
 
-    run, line, shown, kept = fast(model, device), Progress(), time.time(), time.time()
+    run, line, shown, kept = compiled(model, device), Progress(), time.time(), time.time()
     model.train()
     try:
         while step < total:
@@ -266,7 +281,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             torch.manual_seed(step_seed(seed, step))
             pick = order[i * batch_size:(i + 1) * batch_size]
             inputs, target = noisify(images[pick]) if labels is None else noisify(images[pick], labels[pick])
-            with reduced(device) if amp else torch.autocast(device.type, enabled=False):
+            with reduced(device) if amp else contextlib.nullcontext():
                 output = run(*inputs)
             value = loss(output.float(), target)
             optim.zero_grad()
@@ -284,7 +299,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
                      f"{rate:.0f} images/s  {(total - step) * batch_size / rate:.0f} s left", end=i + 1 == per_epoch)
             if part and now - kept > SAVE_EVERY:
                 finite()
-                save_atomically({"settings": settings | {"retrain": retrain}, "step": step, "losses": losses.cpu(),
+                save_atomically({"settings": settings, "step": step, "losses": losses.cpu(),
                                  "seconds": before + now - started, "model": model.state_dict(),
                                  "optimizer": optim.state_dict(), "schedule": schedule.state_dict()}, part)
                 kept = time.time()
@@ -293,10 +308,10 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
         raise KeyboardInterrupt(f"stopped at step {step} of {total}; the same command "
                                 + (f"continues from {part}" if kept else "starts again")) from None
     model.eval()
-    record = {"losses": losses.cpu(), "seconds": before + time.time() - started}
+    record = {"losses": losses.cpu(), "seconds": before + time.time() - started, "device": device_name(device)}
     if path:
         save_atomically({"settings": settings, "model": model.state_dict(), **record}, path)
-        part.unlink(missing_ok=True)
+        for suffix in (".part", ".retrain"): path.with_suffix(suffix).unlink(missing_ok=True)
     return record
 
 
@@ -314,6 +329,7 @@ def load_checkpoint(path, settings=None, remedy="delete it, or --retrain"):
     torch.load takes flipped bits for weights, so the archive's checksums are asked first, and weights_only=True
     refuses a pickle that would run code.
     """
+    if not path.exists(): raise Problem(f"{path} is missing: {remedy}")
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip(): raise zipfile.BadZipFile(f"{damaged} fails its checksum")
@@ -329,52 +345,61 @@ def load_checkpoint(path, settings=None, remedy="delete it, or --retrain"):
     return state
 
 
-def restore(model, weights, path):
+def restore(model, weights, path, remedy="delete it, or --retrain"):
     """Put the weights into the model, or raise a Problem that names the file."""
     try:
         model.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise Problem(f"{path} does not fit this network ({str(error).splitlines()[0]}): delete it, or --retrain")
+        raise Problem(f"{path} does not fit this network ({str(error).splitlines()[0]}): {remedy}")
 
 
-def checkpoint_path(folder, settings):
+def checkpoint_path(folder, settings, what="network"):
     """Other settings, other name: two experiments in one folder never meet."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return Path(folder) / f"network-{digest[:10]}.pt"
+    return Path(folder) / f"{what}-{digest[:10]}.pt"
 
 
-def train(args, noisify, images, loss=F.mse_loss, **settings):
-    """The lessons' way to a trained network: the lecture's network, started, fitted and kept in args.out_dir.
+def chosen(args, recipe):
+    """The recipe, where the flags of the same names do not say otherwise."""
+    return {name: value if getattr(args, name) is None else getattr(args, name) for name, value in recipe.items()}
 
-    settings: what else the network depends on, such as its lesson's scales. -> the network, and for its results
-    {"network": the checkpoint's name, "losses": (steps,), "train_seconds": ..}.
+
+def train(args, lesson, recipes, noisify, images, loss=F.mse_loss, **settings):
+    """The lessons' way to a trained network: the lecture's network, started, fitted and kept in the lesson's folder.
+
+    recipes: {size: {"epochs": .., "batch_size": .., "lr": ..}}.
+    settings: what else the network depends on, such as its lesson's scales.
+    -> the network, its losses (steps,), and what every result that is made with it says of its origin.
     """
-    settings |= {name: getattr(args, name) for name in ("lesson", "data", "channels", "layers", "head_dim", "epochs",
-                                                        "batch_size", "lr", "seed")} | {"images": len(images)}
+    recipe = chosen(args, recipes[args.size])
+    settings |= recipe | {name: getattr(args, name) for name in ("data", "channels", "layers", "head_dim", "seed")}
+    settings |= {"lesson": lesson, "images": len(images)}
     torch.manual_seed(args.seed)
     model = init_ddpm(UNet(args.channels, args.layers, head_dim=args.head_dim)).to(args.device)
-    path = checkpoint_path(args.out_dir, settings)
-    record = fit(model, noisify, images.to(args.device), epochs=args.epochs, batch_size=args.batch_size, lr=args.lr,
-                 loss=loss, path=path, settings=settings, seed=args.seed, retrain=args.retrain)
-    return model, {"network": path.stem, "losses": record["losses"], "train_seconds": round(record["seconds"], 1)}
+    path = checkpoint_path(args.out_dir / lesson, settings)
+    record = fit(model, noisify, images.to(args.device), loss=loss, path=path, settings=settings, seed=args.seed,
+                 retrain=args.retrain, **recipe)
+    return model, record["losses"], {"network": path.stem, "train_seconds": round(record["seconds"], 1),
+                                     "trained_on": record["device"], **origin(args)}
 
 
 @torch.no_grad()
-def generate(sampler, n, seed, device, batch=256, shape=(1, 32, 32)):
-    """n samples in batches: sampler(noise) -> images, with standard normal noise (batch, *shape) -> (n, *shape).
+def generate(sampler, n, seed, device, batch=None):
+    """n samples in batches: sampler(noise) -> images, with noise (batch, 1, 32, 32) -> (n, 1, 32, 32), and the seconds.
 
     The noise is drawn on the CPU from the seed, so that every device, and a run whether it trained or not, starts from
-    the same. What a sampler draws on the way comes from torch's own generator, seeded here too.
+    the same standard normal numbers. What a sampler draws on the way is from torch's own generator, seeded here too.
     """
+    batch = batch or (256 if device.type == "cpu" else 1024)
     torch.manual_seed(step_seed(seed, 1))
-    generator, line, out = torch.Generator().manual_seed(seed), Progress(), []
+    generator, line, out, started = torch.Generator().manual_seed(seed), Progress(), [], time.time()
     for start in range(0, n, batch):
-        noise = torch.randn(min(batch, n - start), *shape, generator=generator)
+        noise = torch.randn(min(batch, n - start), 1, 32, 32, generator=generator)
         with reduced(device):
             out.append(sampler(noise.to(device)).float().cpu())
         line(f"sampled {start + len(noise)} of {n}", end=False)
     line("", end=False)
-    return torch.cat(out)
+    return torch.cat(out), time.time() - started
 
 
 # ---------------------------------------------------------------------------------------------- what scripts share
@@ -403,17 +428,21 @@ def script(main):
         except Problem as problem:
             print(f"{name}: error: {problem}", file=sys.stderr)
             sys.exit(2)
+        except OSError as error:
+            print(f"{name}: error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+            sys.exit(2)
         except KeyboardInterrupt as stop:
             print(f"\n{name}: {stop or 'stopped'}", file=sys.stderr)
             sys.exit(130)
     return wrapped
 
 
-# Each size is a set of defaults, and each default has a flag of its own. images: how many of the training set are used.
+# Each size is the lecture's network or a narrower one, how many real images are loaded (None: all), and how many are
+# sampled. Each lesson has a recipe for each size: epochs, batch size and peak learning rate.
 SIZES = {
-    "lecture": dict(channels=(32, 64, 128, 256), layers=2, head_dim=8, images=60_000, samples=2048),
-    "small": dict(channels=(16, 32, 64), layers=1, head_dim=32, images=60_000, samples=2048),
-    "tiny": dict(channels=(8, 16), layers=1, head_dim=8, images=256, samples=64),
+    "lecture": dict(channels=(32, 64, 128, 256), layers=2, head_dim=8, images=None, samples=2048),
+    "small": dict(channels=(16, 32, 64), layers=1, head_dim=32, images=None, samples=2048),
+    "tiny": dict(channels=(8, 16), layers=1, head_dim=16, images=256, samples=64),
 }
 
 
@@ -441,7 +470,7 @@ def flags(lesson, description):
     parser = Parser(prog=f"{lesson}.py", description=description)
     parser.set_defaults(lesson=lesson)
     add = parser.add_argument
-    add("--size", choices=SIZES, help="set of defaults: lecture (the default on a GPU), small (on a CPU), tiny (a test)")
+    add("--size", choices=SIZES, help="set of defaults: lecture (usual with CUDA), small (elsewhere), tiny (a test)")
     add("--epochs", type=number(int, 1), help="passes over the training images")
     add("--batch-size", type=number(int, 1), help="images in a training step")
     add("--lr", type=number(float, 1e-9, 1e3), help="peak learning rate")
@@ -456,25 +485,28 @@ def flags(lesson, description):
     return parser
 
 
-def settle(parser, argv, recipes):
-    """Read the flags; fill what was not given from the size and the lesson's recipe; check the device and the folder.
+def settle(parser, argv):
+    """Read the flags, fill in what the size settles, check the device and the folder -> the arguments.
 
-    recipes: {size: {"epochs": .., "batch_size": .., "lr": ..}}. -> the arguments, with device a torch.device, out_dir
-    the lesson's own folder (a Path), and the size's channels, layers, head_dim and images.
+    device becomes a torch.device, out_dir a Path, and folder is the lesson's own folder in it.
     """
     args = parser.parse_args(argv)
     args.device = pick_device(args.device)
     args.size = args.size or ("lecture" if args.device.type == "cuda" else "small")
-    for name, value in (SIZES[args.size] | recipes[args.size]).items():
+    for name, value in SIZES[args.size].items():
         if getattr(args, name, None) is None: setattr(args, name, value)
-    args.out_dir = Path(args.out_dir) / args.lesson
+    if args.samples > (args.images or 60_000):
+        parser.error(f"--samples {args.samples}: a score is compared with that of as many real images, of which there "
+                     f"are {args.images or 60_000}")
+    args.out_dir = Path(args.out_dir)
+    args.folder = args.out_dir / args.lesson
     try:
-        args.out_dir.mkdir(parents=True, exist_ok=True)
-        probe = args.out_dir / f"probe-{os.getpid()}.tmp"
+        args.folder.mkdir(parents=True, exist_ok=True)
+        probe = args.folder / f"probe-{os.getpid()}.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise Problem(f"cannot write to the folder {args.out_dir} ({error.strerror})")
+        raise Problem(f"cannot write to the folder {args.folder} ({error.strerror})")
     return args
 
 
@@ -492,30 +524,40 @@ def pick_device(name):
 
 
 def device_name(device):
-    """As results name it: which one, and in which precision it multiplies matrices."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else \
-        f"CPU with {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-    return f"{name}, {'bfloat16' if has_matrix_units(device.type) else 'float32'}"
+    """As results name it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else \
+        f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+def precision(device):
+    """In which numbers the network's matrices are multiplied."""
+    return "bfloat16" if has_matrix_units(device.type) else "float32"
+
+
+def origin(args):
+    """What every result says of where it was measured."""
+    return {"size": args.size, "seed": args.seed, "device": device_name(args.device),
+            "precision": precision(args.device), "torch": str(torch.__version__)}
 
 
 @script
 def main(argv=None):
     from torch.utils.flop_counter import FlopCounterMode
-    parser = flags("unet", __doc__.split("\n")[0])
-    args = settle(parser, argv, {size: dict(epochs=1, batch_size=64, lr=1e-3) for size in SIZES})
-    torch.manual_seed(args.seed)
-    model = init_ddpm(UNet(args.channels, args.layers, head_dim=args.head_dim)).to(args.device)
-    images = torch.randn(8 * args.batch_size, 1, 32, 32, device=args.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images[:1], 0.5)
-    noisify = lambda x: ((x, torch.rand(len(x), device=x.device)), x)
-    fit(model, noisify, images, epochs=1, batch_size=args.batch_size, lr=args.lr)         # to warm up, and compile
-    trained = fit(model, noisify, images, epochs=1, batch_size=args.batch_size, lr=args.lr)["seconds"]
-    started = time.time()
-    generate(lambda noise: model(noise, 0.5), len(images), args.seed, args.device)
-    print(f"{args.size}: {sum(p.numel() for p in model.parameters()):,} parameters, "
-          f"{counter.get_total_flops() / 1e9:.2f} GFLOP an image forward; on {device_name(args.device)}, "
-          f"{len(images) / trained:.0f} images/s in training, {len(images) / (time.time() - started):.0f} in sampling")
+    parser = Parser(prog="unet.py", description="The network's size, and its speed on this machine.")
+    parser.add_argument("--size", choices=SIZES, default="lecture", help="which network (default lecture)")
+    parser.add_argument("--device", default="auto", help="cuda, mps, cpu (default: the first of them that is there)")
+    args = parser.parse_args(argv)
+    device, size = pick_device(args.device), SIZES[args.size]
+    model = init_ddpm(UNet(size["channels"], size["layers"], head_dim=size["head_dim"])).to(device)
+    images, parameters = torch.randn(512, 1, 32, 32, device=device), sum(p.numel() for p in model.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad(): model(images[:1], 0.5)
+    print(f"{args.size}: {parameters:,} parameters, {counter.get_total_flops() / 1e9:.2f} GFLOP an image forward")
+    training = functools.partial(fit, model, lambda x: ((x, 0.5), x), images, epochs=1, batch_size=64, lr=1e-3)
+    training(amp=False), training(amp=True)                                # to warm up, and to compile
+    rates = [len(images) / training(amp=amp)["seconds"] for amp in (False, True)]
+    rates.append(len(images) / generate(lambda noise: model(noise, 0.5), len(images), 0, device)[1])
+    print("images/s on {}: training {:.0f} in float32, {:.0f} in {}; one evaluation {:.0f}".format(
+        device_name(device), rates[0], rates[1], precision(device), rates[2]))
 
 
 if __name__ == "__main__":

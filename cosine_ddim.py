@@ -168,7 +168,8 @@ def show_noising(folder, x0, abar, input_scale):
     """1. One garment after another, noised more and more."""
     t = torch.linspace(0, 0.999, len(x0), device=x0.device)
     (x_t, _), _ = noisify(x0, t, abar)
-    grid(x_t / input_scale, [f"{time:.2f}" for time in t], 25, title="x_t by t").save(folder / "noised.png")
+    brightness = (abar(t) * input_scale ** 2 + 1 - abar(t)).sqrt()
+    grid(x_t / wide(brightness, x_t), [f"{time:.2f}" for time in t], 13, title="x_t by t").save(folder / "noised.png")
 
 
 @torch.no_grad()
@@ -181,12 +182,18 @@ def show_one_step(folder, find_noise, x0, abar, input_scale):
          title="noised, restored in one step, and true, by t").save(folder / "one-step.png")
 
 
+def called(curve):
+    """A noise schedule's name, with those parameters that are given."""
+    return " ".join([curve[0]] + [f"{name} {value:g}" for name, value in zip(("start", "end", "tau"), curve[1:])
+                                  if value is not None])
+
+
 def said(record):
     """A result's settings in words, those that are the lecture's left out."""
     words = [record["what"], f"{record['steps']} steps", f"eta {record['eta']:g}"]
     if record["spacing"] == "late": words.append("late steps")
     if record["clip"] is not None: words.append(f"clip {record['clip']:g}")
-    if record["schedule"] != list(COSINE): words.append(" ".join(str(p) for p in record["schedule"] if p is not None))
+    if record["schedule"] != "cosine": words.append(record["schedule"])
     if record["input_scale"] != 0.5: words.append(f"b {record['input_scale']:g}")
     return ", ".join(words + ["normalised"] * record["normalise"])
 
@@ -199,7 +206,7 @@ def try_ddim(args, find_noise, evaluate, abar, steps, eta, spacing):
     images, seconds = generate(sampler, args.samples, args.seed, args.device)
     images = (images / args.input_scale).clamp(-1, 1)
     record = {"what": "ddim", "steps": steps, "evaluations": steps, "eta": eta, "spacing": spacing, "clip": args.clip,
-              "schedule": list(args.curve), "input_scale": args.input_scale, "normalise": args.normalise,
+              "schedule": called(args.curve), "input_scale": args.input_scale, "normalise": args.normalise,
               **evaluate.score(images), "sample_seconds": round(seconds, 1)}
     report(said(record), record, images, args.folder)
     return record
@@ -208,9 +215,9 @@ def try_ddim(args, find_noise, evaluate, abar, steps, eta, spacing):
 def show_dials(folder, image, seed):
     """5. Both dials of the noise schedule, and why a larger image wants another setting."""
     t = torch.linspace(0.001, 0.999, 200)
-    families = [("linear",), ("cosine",), ("cosine", 0.2), ("cosine", 0.0, 1.0, 2.0), ("sigmoid",), ("sigmoid", 0.0),
-                ("sigmoid", -3.0, 3.0, 0.5)]
-    curves = [(" ".join(map(str, family)), noise_schedule(*family)[0](t)) for family in families]
+    families = [("linear",), ("cosine",), ("cosine", 0.2), ("cosine", None, None, 2), ("sigmoid",), ("sigmoid", 0),
+                ("sigmoid", None, None, 0.5)]
+    curves = [(called(family), noise_schedule(*family)[0](t)) for family in families]
     shifted = [(f"b = {b:g}", t, log_snr(abar(t)) + 2 * math.log(b), "line") for b in (1, 0.5, 0.3)]
     beside([plot([(name, t, gamma, "line") for name, gamma in curves], "noise schedules", "t", "alphabar"),
             plot([(name, t, log_snr(gamma), "line") for name, gamma in curves], "the same", "t", "log SNR"),
@@ -266,7 +273,7 @@ def main(argv=None):
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
     trials = COMPARED if args.compare else [(args.steps, args.eta, args.spacing)]
     records = [try_ddim(args, find_noise, evaluate, abar, *trial) | origin for trial in trials]
-    as_there = lambda r: r["eta"] == 1 and r["spacing"] == "uniform" and r["schedule"] == list(COSINE)
+    as_there = lambda r: r["eta"] == 1 and r["spacing"] == "uniform" and r["schedule"] == "cosine"
     comparison(records, said, lambda r: LECTURE.get(r["steps"], "-") if as_there(r) else "-")
     print("The lecture's real images scored 1.9 to 2.6 on the scale of its figures.")
     save_results(args.folder, records)

@@ -349,8 +349,9 @@ def comparison(records, label, lecture):
         rows.append((label(r), str(r["evaluations"]), f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", lecture(r),
                      f"{r['kid']:.4f}", f"{r['border']:.4f}",
                      "-" if r.get("solver_error") is None else f"{r['solver_error']:.4f}"))
+    if not any("solver_error" in r for r in records): rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) + 2 for column in zip(*rows)]
-    for row in rows: print(row[0].ljust(widths[0]) + "".join(cell.rjust(w) for cell, w in zip(row[1:], widths[1:])))
+    for name, *cells in rows: print(name.ljust(widths[0]) + "".join(map(str.rjust, cells, widths[1:])))
     print(f"Floor: {records[0]['samples']} real images score {records[0]['floor']:.2f} +- {records[0]['floor_sd']:.2f}"
           f"{stand_in(records[0]['data'])}.")
 

@@ -2,6 +2,7 @@
 
     python karras.py --sampler lms --steps 20       trains a network (once), samples 2048 clothes, scores and shows them
     python karras.py --compare                      every sampler from the same network and the same noise
+    python karras.py --model cosine                 the same samplers with lesson 1's network, as Jono points out
 
 What the lecture found: ask the network a question that is equally hard at every noise level, feed it inputs of unit
 variance, and walk from noise to picture in steps that shrink toward the end. Then a sampler of three lines does better
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from scipy import integrate, stats
 
+import cosine_ddim
 from fid import ImageEval, beside, comparison, describe, fashion_mnist, find_data, grid, plot, report, save_results
 from unet import flags, generate, number, script, settle, train
 
@@ -75,6 +77,18 @@ def denoise(model, x, sig, sig_data=0.33):
     wide = sig.reshape(-1, 1, 1, 1)
     c_skip, c_out, c_in = scalings(wide, sig_data)
     return c_skip * x + c_out * model(c_in * x, sig).float()
+
+
+def denoise_epsilon(model, x, sig):
+    """The same by a network that finds the noise in x_t at time t, such as lesson 1's. sig: a number.
+
+    Karras et al. 2022, table 1, columns "VP" and "iDDPM + DDIM": older models fit the frame with c_skip 1, c_out -sig,
+    c_in 1 / sqrt(sig^2 + 1) and, as what the network is told of the noise, the time whose alphabar is c_in^2. For x is
+    x_t / sqrt(abar), which has sig^2 = (1 - abar) / abar. So any sampler here works for them, without new training.
+    """
+    c_in = 1 / math.sqrt(sig ** 2 + 1)
+    t = cosine_ddim.inv_abar(torch.tensor(c_in ** 2, dtype=torch.float64))
+    return x - sig * model(c_in * x, t).float()
 
 
 @torch.no_grad()
@@ -310,9 +324,11 @@ def show_schedule(folder, steps):
 
 
 def said(record):
-    """A sampler and its settings in words."""
-    unusual = [key for key, usual in (("eta", None), ("churn", None), ("rho", 7)) if record[key] != usual]
-    return ", ".join([record["what"], f"{record['steps']} steps"] + [f"{key} {record[key]:g}" for key in unusual])
+    """A sampler and its settings in words, those that are the lecture's left out."""
+    usual = {"eta": None, "churn": None, "rho": 7, "model": "karras", "input_scale": 0.5, "sig_data": 0.33}
+    words = [record["what"], f"{record['steps']} steps"]
+    words += [f"{key} {record[key]}".removesuffix(".0") for key in usual if record[key] != usual[key]]
+    return ", ".join(words).replace("_", " ")
 
 
 def try_sampler(args, denoiser, evaluate, goal, name, steps, options):
@@ -324,7 +340,8 @@ def try_sampler(args, denoiser, evaluate, goal, name, steps, options):
     # Solver error: how far from where 200 steps of Heun end, from the same noise. Fresh noise ends elsewhere by design.
     solver_error = None if any(options.values()) else float((images[:len(goal)] - goal).square().mean().sqrt())
     record = {"what": name, "steps": steps, "evaluations": evaluations(name, steps), "eta": options.get("eta"),
-              "churn": options.get("s_churn"), "rho": args.rho, **evaluate.score(images), "solver_error": solver_error,
+              "churn": options.get("s_churn"), "rho": args.rho, "model": args.model, "input_scale": args.input_scale,
+              "sig_data": args.sig_data, **evaluate.score(images), "solver_error": solver_error,
               "sample_seconds": round(seconds, 1)}
     report(said(record), record, images, args.folder)
     print(f"    {record['evaluations']} evaluations of the network"
@@ -335,7 +352,7 @@ def try_sampler(args, denoiser, evaluate, goal, name, steps, options):
 def show_comparison(folder, records):
     """8. All samplers, beside the lecture's: a table and a picture."""
     def lecture(record):
-        found = LECTURE.get((record["what"], record["steps"]))
+        found = record["model"] == "karras" and LECTURE.get((record["what"], record["steps"]))
         return f"{found:.2f} ({found / LECTURE_FLOOR:.1f} x)" if found else "-"
     comparison(records, said, lecture)
     print(f"The lecture's real images scored {LECTURE_FLOOR:.2f}, on its own scale: compare multiples of the floor "
@@ -347,31 +364,8 @@ def show_comparison(folder, records):
     beside(panels).save(folder / "compare.png")
 
 
-@script
-def main(argv=None):
-    parser = flags("karras", "Karras et al. 2022 on Fashion-MNIST: train, sample, score and draw.")
-    add = parser.add_argument
-    add("--sampler", choices=SAMPLERS, default="lms", help="how to walk from noise to clothes (default lms)")
-    add("--steps", type=number(int, 1, 10_000), default=20, help="noise levels on the way (default 20)")
-    add("--eta", type=number(float, 0, 1), help="fresh noise of the ancestral sampler, 0 to 1 (default 1)")
-    add("--churn", type=number(float, 0), help="fresh noise of Heun's sampler, S_churn in the paper (default 0)")
-    add("--rho", type=number(float, 1, 100), default=7.0, help="how the steps shrink (default 7)")
-    add("--input-scale", type=number(float, 0.01, 100), default=0.5,
-        help="images in -b..b (default 0.5, as in the lecture)")
-    add("--sig-data", type=number(float, 0.001, 100), help="the images' assumed sd (default input scale x 0.66)")
-    add("--compare", action="store_true", help="all samplers in one table, instead of --sampler")
-    args = settle(parser, argv)
-    if args.eta is not None and (args.compare or args.sampler != "ancestral"):
-        parser.error("--eta belongs to --sampler ancestral")
-    if args.churn is not None and (args.compare or args.sampler != "heun"):
-        parser.error("--churn belongs to --sampler heun")
-    options = {"ancestral": {"eta": 1.0 if args.eta is None else args.eta},
-               "heun": {"s_churn": args.churn} if args.churn else {}}.get(args.sampler, {})
-    trials = COMPARED if args.compare else [(args.sampler, args.steps, options)]
-    if args.sig_data is None: args.sig_data = 0.66 * args.input_scale
-    args.data = find_data(args.data, args.data_dir)
-
-    images, _ = fashion_mnist(args.data_dir, True, args.data, args.images)
+def learn(args, images):
+    """1 to 5: a network by this lesson's recipe, every stage shown -> denoise(x, sig), and the network's origin."""
     show_scale(images, args.input_scale, args.seed)
     x0 = images.mul_(args.input_scale)
     test = (fashion_mnist(args.data_dir, False, args.data, 128)[0] * args.input_scale).to(args.device)
@@ -384,9 +378,43 @@ def main(argv=None):
           f"on {origin['trained_on']} (not to be set beside the lecture's other losses: their targets were others)")
     show_loss(args.folder, model, test, args.sig_data)
     show_one_step(args.folder, model, test[:16], sig, args.sig_data, args.input_scale, args.seed)
-    show_schedule(args.folder, args.steps)
+    return lambda x, sig: denoise(model, x, sig, args.sig_data), origin
 
-    denoiser = lambda x, sig: denoise(model, x, sig, args.sig_data)
+
+@script
+def main(argv=None):
+    parser = flags("karras", "Karras et al. 2022 on Fashion-MNIST: train, sample, score and draw.")
+    add = parser.add_argument
+    add("--sampler", choices=SAMPLERS, default="lms", help="how to walk from noise to clothes (default lms)")
+    add("--steps", type=number(int, 1, 10_000), default=20, help="noise levels on the way (default 20)")
+    add("--eta", type=number(float, 0, 1), help="fresh noise of the ancestral sampler, 0 to 1 (default 1)")
+    add("--churn", type=number(float, 0), help="fresh noise of Heun's sampler, S_churn in the paper (default 0)")
+    add("--rho", type=number(float, 1, 100), default=7.0, help="how the steps shrink (default 7)")
+    add("--model", choices=("karras", "cosine"), default="karras", help="this lesson's network, or lesson 1's")
+    add("--input-scale", type=number(float, 0.01, 100), help="images in -b..b (default 0.5, as in the lecture)")
+    add("--sig-data", type=number(float, 0.001, 100), help="the images' assumed sd (default input scale x 0.66)")
+    add("--compare", action="store_true", help="all samplers in one table, instead of --sampler")
+    args = settle(parser, argv)
+    if args.eta is not None and (args.compare or args.sampler != "ancestral"):
+        parser.error("--eta belongs to --sampler ancestral")
+    if args.churn is not None and (args.compare or args.sampler != "heun"):
+        parser.error("--churn belongs to --sampler heun")
+    if args.model == "cosine" and (args.input_scale or args.sig_data):
+        parser.error("--input-scale and --sig-data belong to --model karras")
+    options = {"ancestral": {"eta": 1.0 if args.eta is None else args.eta},
+               "heun": {"s_churn": args.churn} if args.churn else {}}.get(args.sampler, {})
+    trials = COMPARED if args.compare else [(args.sampler, args.steps, options)]
+    args.input_scale = args.input_scale or 0.5
+    args.sig_data = args.sig_data or 0.66 * args.input_scale
+    args.data = find_data(args.data, args.data_dir)
+    images, _ = fashion_mnist(args.data_dir, True, args.data, args.images)
+
+    if args.model == "karras":
+        denoiser, origin = learn(args, images)
+    else:
+        model, _, origin = cosine_ddim.network(args, images.mul_(args.input_scale), input_scale=args.input_scale)
+        denoiser = lambda x, sig: denoise_epsilon(model, x, sig)
+    show_schedule(args.folder, args.steps)
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
     goal, _ = generate(lambda noise: sample(sample_heun, denoiser, noise, sigmas_karras(GOAL_STEPS)),
                        min(64, args.samples), args.seed, args.device)

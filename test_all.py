@@ -519,7 +519,7 @@ def test_every_schedule_falls_from_1_to_0_and_has_an_inverse(curve):
 def test_the_default_schedule_is_abar_and_a_sigmoid_is_what_the_paper_says():
     t = torch.linspace(0, 0.999, 100)
     assert torch.allclose(cosine_ddim.noise_schedule()[0](t), cosine_ddim.abar(t), atol=1e-6)
-    sigmoid = lambda u: 1 / (1 + math.exp(-u))                               # Chen 2023: from 0 to 3, tau 0.3, at t = 0.1
+    sigmoid = lambda u: 1 / (1 + math.exp(-u))                               # from 0 to 3 with tau 0.3, at t = 0.1
     expected = (sigmoid(10) - sigmoid(1)) / (sigmoid(10) - sigmoid(0))
     assert cosine_ddim.noise_schedule("sigmoid", 0.0, 3.0, 0.3)[0](0.1).item() == pytest.approx(expected, rel=1e-5)
 
@@ -550,13 +550,13 @@ def test_timesteps():
         for spacing in ("uniform", "late"):
             ts = cosine_ddim.timesteps(steps, spacing)
             assert len(ts) == steps + 1 and (ts[:-1].diff() < 0).all() and ts[-2:].tolist() == [0, 0] and ts[0] < 1
-    late = cosine_ddim.timesteps(293, "late")                                # 10 + 11 + 12 + 14 + .. + 100 of a thousand
+    late = cosine_ddim.timesteps(293, "late")                                # 10 + 11 + 12 + .. + 100 of a thousand
     assert [int(((late[:-1] < high) & (late[:-1] > high - 0.1)).sum()) for high in (0.9999, 0.0999)] == [10, 100]
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_ddim_is_ancestral_euler_in_other_symbols(eta):
-    """x = x_t / sqrt(abar), sigma = sqrt((1 - abar) / abar), and the same draws: the same path, whatever the network."""
+    """x = x_t / sqrt(abar), sigma^2 = (1 - abar) / abar, and the same draws: the same path, whatever the network."""
     ts = torch.linspace(0.95, 0.05, 12, dtype=torch.float64)
     abar = cosine_ddim.abar(ts)
     sigs = ((1 - abar) / abar).sqrt()
@@ -604,9 +604,18 @@ def test_nothing_is_nan_at_any_t_in_any_schedule(curve):
     assert x_t.isfinite().all() and cosine_ddim.denoise(x_t, noise, t, gamma).isfinite().all()
     for steps in (2, 3, 20, 1000):
         for spacing in ("uniform", "late"):
-            path = cosine_ddim.sample(lambda x_t, t: x_t, torch.randn(2, 1, 4, 4), cosine_ddim.timesteps(steps, spacing),
-                                      1.0, abar=gamma)
+            ts = cosine_ddim.timesteps(steps, spacing)
+            path = cosine_ddim.sample(lambda x_t, t: x_t, torch.randn(2, 1, 4, 4), ts, 1.0, abar=gamma)
             assert all(x_0_hat.isfinite().all() and x.isfinite().all() for x_0_hat, x in path)
+
+
+def test_a_network_that_finds_noise_is_a_denoiser_in_karras_terms():
+    network = lambda x_t, t: torch.tanh(x_t) * (1 + t)
+    x_t, t = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)), 0.4
+    a = cosine_ddim.abar(t)
+    direct = cosine_ddim.denoise(x_t, network(x_t, t), torch.full((4,), t))
+    wrapped = karras.denoise_epsilon(network, x_t / a.sqrt(), ((1 - a) / a).sqrt().item())
+    assert torch.allclose(wrapped, direct, atol=1e-5)
 
 
 def test_pooling_by_k_raises_log_snr_by_2_ln_k():
@@ -656,6 +665,41 @@ def test_karras_from_end_to_end(tmp_path, capsys):
     assert "epoch 1/1" in capsys.readouterr().out and len(list(folder.glob("*.pt"))) == 2
 
 
+def test_cosine_ddim_from_end_to_end(tmp_path, capsys):
+    run(cosine_ddim.main, tmp_path, "--steps", "5")
+    out, folder = capsys.readouterr().out, tmp_path / "cosine_ddim"
+    pictures = {"noised", "one-step", "schedules", "sizes", "samples-ddim-5-steps-eta-1"}
+    assert {p.stem for p in folder.glob("*.png")} == pictures
+    record = json.loads((folder / "results.json").read_text())[0]
+    assert (record["what"], record["steps"], record["eta"], record["spacing"]) == ("ddim", 5, 1, "uniform")
+    assert "drawn clothes, not Fashion-MNIST" in out and "lecture: 0.033" in out and "epoch 1/1" in out
+
+    run(karras.main, tmp_path, "--model", "cosine", "--steps", "3")           # the same network, and no training
+    out = capsys.readouterr().out
+    assert "epoch" not in out and "using the network trained before" in out
+    other = json.loads((tmp_path / "karras" / "results.json").read_text())[0]
+    assert (other["model"], other["network"]) == ("cosine", record["network"])
+
+    run(cosine_ddim.main, tmp_path, *"--steps 4 --eta 0 --schedule sigmoid --start 0 --tau 0.3".split(),
+        *"--input-scale 0.3 --normalise --spacing late --clip 1.5".split())
+    assert "epoch 1/1" in capsys.readouterr().out and len(list(folder.glob("*.pt"))) == 2
+    last = json.loads((folder / "results.json").read_text())[-1]
+    assert (last["schedule"], last["input_scale"], last["normalise"]) == ("sigmoid start 0 tau 0.3", 0.3, True)
+
+
+def test_karras_trains_lesson_1_where_it_is_missing(tmp_path, capsys):
+    run(karras.main, tmp_path, "--model", "cosine", "--steps", "2")
+    assert "epoch 1/1" in capsys.readouterr().out and len(list((tmp_path / "cosine_ddim").glob("*.pt"))) == 1
+
+
+def test_cosine_ddim_compare(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cosine_ddim, "COMPARED", [(4, 1.0, "uniform"), (4, 0.0, "uniform"), (4, 1.0, "late")])
+    run(cosine_ddim.main, tmp_path, "--compare")
+    records = json.loads((tmp_path / "cosine_ddim" / "results.json").read_text())
+    assert [(r["eta"], r["spacing"]) for r in records] == [(1, "uniform"), (0, "uniform"), (1, "late")]
+    assert len({r["fid"] for r in records}) == 3 and "x floor" in capsys.readouterr().out
+
+
 def test_karras_compare(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(karras, "COMPARED", [("euler", 4, {}), ("ancestral", 4, {"eta": 0.5}), ("heun", 3, {}),
                                              ("lms", 4, {}), ("dpmpp_2m", 4, {})])
@@ -667,19 +711,25 @@ def test_karras_compare(tmp_path, capsys, monkeypatch):
     assert "solver error" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--steps", "0"], "--steps: '0' is not a whole number from 1"), (["--steps", "2.5"], "--steps"),
-    (["--samples", "1"], "--samples"), (["--sampler", "magic"], "--sampler"), (["--eta", "-1"], "--eta"),
-    (["--eta", "0.5"], "--eta belongs to --sampler ancestral"), (["--churn", "3"], "--churn belongs to"),
-    (["--sig-data", "nan"], "--sig-data"), (["--device", "cuda:99"], "--device cuda:99"),
-    (["--device", "x"], "--device"), (["--size", "huge"], "--size"), (["--nonsense"], "--nonsense"),
-    (["--out-dir", "/dev/null/x"], "cannot write"),
-    (["--lr", "inf"], "--lr"), (["--epochs", "-1"], "--epochs"), (["--input-scale", "0"], "--input-scale")])
-def test_bad_flags_end_with_one_line_and_status_2(tmp_path, capsys, argv, message):
-    with pytest.raises(SystemExit) as stop: run(karras.main, tmp_path, *argv)
+@pytest.mark.parametrize("lesson, argv, message", [
+    (karras, "--steps 0", "--steps: '0' is not a whole number from 1"), (karras, "--steps 2.5", "--steps"),
+    (karras, "--samples 1", "--samples"), (karras, "--samples 257", "--samples 257"),
+    (karras, "--sampler magic", "magic"), (karras, "--churn 3", "--churn belongs to"),
+    (karras, "--eta -1", "--eta"), (karras, "--eta 0.5", "--eta belongs to --sampler ancestral"),
+    (karras, "--sig-data nan", "--sig-data"), (karras, "--input-scale 0", "--input-scale"),
+    (karras, "--device cuda:99", "--device cuda:99"), (karras, "--device x", "--device"),
+    (karras, "--size huge", "huge"), (karras, "--nonsense", "--nonsense"), (karras, "--epochs -1", "--epochs"),
+    (karras, "--lr inf", "--lr"), (karras, "--out-dir /dev/null/x", "cannot write"),
+    (karras, "--model cosine --sig-data 0.5", "belong to --model karras"),
+    (cosine_ddim, "--steps 1", "--steps: '1' is not a whole number from 2"), (cosine_ddim, "--eta 1.5", "--eta"),
+    (cosine_ddim, "--eta nan", "--eta"), (cosine_ddim, "--spacing odd", "odd"), (cosine_ddim, "--clip 0", "--clip"),
+    (cosine_ddim, "--schedule linear --tau 1", "belong to"), (cosine_ddim, "--start 0.5 --end 0.5", "--start 0.5"),
+    (cosine_ddim, "--tau 0", "--tau 0"), (cosine_ddim, "--end 1.5", "cut from 0 to 1")])
+def test_bad_flags_end_with_one_line_and_status_2(tmp_path, capsys, lesson, argv, message):
+    with pytest.raises(SystemExit) as stop: run(lesson.main, tmp_path, *argv.split())
     said = capsys.readouterr()
     assert stop.value.code == 2 and said.out == ""
-    assert said.err.startswith("karras.py: error: ") and message in said.err and said.err.count("\n") == 1
+    assert said.err.startswith(f"{lesson.__name__}.py: error: ") and message in said.err and said.err.count("\n") == 1
     assert not list(tmp_path.rglob("*.*"))
 
 
@@ -717,7 +767,7 @@ def test_fid_says_what_a_score_means(tmp_path, capsys):
 
 
 def test_readme_and_help_agree_with_the_scripts(capsys):
-    for script in (karras, fid, unet):
+    for script in (cosine_ddim, karras, fid, unet):
         with pytest.raises(SystemExit) as stop: script.main(["--help"])
         assert stop.value.code == 0 and "--size" in capsys.readouterr().out
     readme = (HERE / "README.md").read_text()

@@ -413,9 +413,10 @@ def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 4
     left, right, top, bottom = 62, size[0] - 16, 30, size[1] - 46
     font, picture = ImageFont.load_default(12), Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
+    series = [(name, np.asarray(xs, float), np.asarray(ys, float), kind) for name, xs, ys, kind in series]
     limits = []
     for axis, log in ((1, log_x), (2, log_y)):
-        values = np.concatenate([np.asarray(s[axis], float) for s in series])
+        values = np.concatenate([one[axis] for one in series])
         values = values[np.isfinite(values) & ((values > 0) | (not log))]
         low, high = values.min(), values.max()
         if axis == 2 and not log: low = min(low, 0.0)

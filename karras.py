@@ -372,10 +372,10 @@ def learn(args, images):
     show_sigmas(args.folder, args.seed)
     sig = draw_sigmas(16).sort().values.to(args.device)
     show_question(args.folder, test, sig, args.sig_data)
-    model, losses, origin = train(args, "karras", RECIPE, lambda x0: noisify(x0, args.sig_data), x0,
-                                  input_scale=args.input_scale, sig_data=args.sig_data)
-    print(f"loss of the last 100 steps {losses[-100:].mean():.4f}, after {origin['train_seconds']:.0f} s of training "
-          f"on {origin['trained_on']} (not to be set beside the lecture's other losses: their targets were others)")
+    model, origin = train(args, "karras", RECIPE, lambda x0: noisify(x0, args.sig_data), x0,
+                          input_scale=args.input_scale, sig_data=args.sig_data)
+    print(f"loss of the last 100 steps {origin['loss']:.4f}, after {origin['train_seconds']:.0f} s of training on "
+          f"{origin['trained_on']} (not to be set beside the lecture's other losses: their targets were others)")
     show_loss(args.folder, model, test, args.sig_data)
     show_one_step(args.folder, model, test[:16], sig, args.sig_data, args.input_scale, args.seed)
     return lambda x, sig: denoise(model, x, sig, args.sig_data), origin
@@ -412,7 +412,7 @@ def main(argv=None):
     if args.model == "karras":
         denoiser, origin = learn(args, images)
     else:
-        model, _, origin = cosine_ddim.network(args, images.mul_(args.input_scale), input_scale=args.input_scale)
+        model, origin = cosine_ddim.network(args, images.mul_(args.input_scale), input_scale=args.input_scale)
         denoiser = lambda x, sig: denoise_epsilon(model, x, sig)
     show_schedule(args.folder, args.steps)
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)

@@ -198,7 +198,7 @@ def init_ddpm(model):
 @functools.cache
 def has_matrix_units(kind):
     """Whether devices of this kind multiply matrices in bfloat16 much faster: recent CUDA GPUs and x86 CPUs do."""
-    if kind == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "cuda": return torch.cuda.get_device_capability() >= (8, 0)
     cpu = Path("/proc/cpuinfo")
     return kind == "cpu" and cpu.exists() and "avx512_bf16" in cpu.read_text()
 
@@ -369,7 +369,7 @@ def train(args, lesson, recipes, noisify, images, loss=F.mse_loss, **settings):
 
     recipes: {size: {"epochs": .., "batch_size": .., "lr": ..}}.
     settings: what else the network depends on, such as its lesson's scales.
-    -> the network, its losses (steps,), and what every result that is made with it says of its origin.
+    -> the network, and what every result that is made with it says of its origin (loss: that of the last 100 steps).
     """
     recipe = chosen(args, recipes[args.size])
     settings |= recipe | {name: getattr(args, name) for name in ("data", "channels", "layers", "head_dim", "seed")}
@@ -379,8 +379,8 @@ def train(args, lesson, recipes, noisify, images, loss=F.mse_loss, **settings):
     path = checkpoint_path(args.out_dir / lesson, settings)
     record = fit(model, noisify, images.to(args.device), loss=loss, path=path, settings=settings, seed=args.seed,
                  retrain=args.retrain, **recipe)
-    return model, record["losses"], {"network": path.stem, "train_seconds": round(record["seconds"], 1),
-                                     "trained_on": record["device"], **origin(args)}
+    return model, {"network": path.stem, **recipe, "loss": float(record["losses"][-100:].mean()),
+                   "train_seconds": round(record["seconds"], 1), "trained_on": record["device"], **origin(args)}
 
 
 @torch.no_grad()

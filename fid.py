@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import time
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageDraw, ImageFont
 
-from unet import (Problem, Progress, checkpoint_path, chosen, device_name, fit, flags, load_checkpoint, origin, restore,
-                  save_atomically, script, settle)
+from unet import (Problem, Progress, checkpoint_path, chosen, device_name, first_line, fit, flags, load_checkpoint,
+                  origin, restore, save_atomically, script, settle)
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 WEIGHTS = Path(__file__).parent / "weights" / "fid.pt"
@@ -50,8 +51,8 @@ def find_data(data="auto", data_dir="data"):
             raise Problem(f"{path} is damaged: delete it, so that it is unpacked or downloaded again")
     try:
         dataset(data_dir, download=True)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, OSError, HTTPException) as error:
+        reason = first_line(error)
         if data == "fashion": raise Problem(f"Fashion-MNIST is not in {data_dir} and cannot be downloaded ({reason})")
         print(f"Fashion-MNIST is not in {data_dir} and cannot be downloaded ({reason}): going on with drawn clothes.\n"
               "Their scores say whether everything works, and nothing about the lecture's figures.")
@@ -75,6 +76,7 @@ def fashion_mnist(data_dir="data", train=True, data="auto", count=None):
     return images, labels.long()
 
 
+@functools.cache
 def draw_clothes(count, seed):
     """Stand-ins drawn with Pillow, random in shape and shade: -> pixels (count, 28, 28) uint8, labels (count,)."""
     labels, pixels = np.zeros(count, np.int64), np.zeros((count, 28, 28), np.uint8)
@@ -164,7 +166,7 @@ def resnet(outputs, widths=(16, 32, 64, 128, 256, 512), dropout=0.1):
 
 def load_classifier(device, path=WEIGHTS):
     """The pinned classifier, in float32 and ready to judge -> (model, its record). Raises Problem if it is damaged."""
-    state = load_checkpoint(path, remedy="restore it from git, or python fid.py --retrain")
+    state = load_checkpoint(path, needs=("model", "accuracy"), remedy="restore it from git, or python fid.py --retrain")
     model = resnet(10)
     restore(model, state["model"], path)
     return model.to(device).eval(), state
@@ -276,7 +278,7 @@ class ImageEval:
                         classifier=hashlib.sha256(WEIGHTS.read_bytes()).hexdigest())
         path = checkpoint_path(cache, settings, "reals")
         if path.exists():
-            known = load_checkpoint(path, settings, remedy="delete it")
+            known = load_checkpoint(path, settings, needs=("real", "floor", "floor_sd"), remedy="delete it")
         else:
             known = {"settings": settings, **self.measure_reals(data_dir, samples, count)}
             save_atomically(known, path)
@@ -334,17 +336,18 @@ def describe(score):
 
 
 def report(label, record, images, folder):
-    """Say what a sampler's result is, and draw the first of its images."""
+    """Say what a sampler's result is, put it into results.json, and draw the first of its images."""
     seconds = "" if "sample_seconds" not in record else f", {record['sample_seconds']:.0f} s"
     print(f"{label}{seconds}: {describe(record)}\n    "
           + ", ".join(f"{n} {kind}" for n, kind in zip(record["classes"], CLASSES)))
     title = f"{label}, FID {record['fid']:.2f}{stand_in(record['data'])}"
     grid(images[:64], None, 16, title=title).save(folder / f"samples-{label.replace(',', '').replace(' ', '-')}.png")
+    save_results(folder, [record])
 
 
 def comparison(records, label, lecture):
     """Print results as a table. label(record) puts it in words, and lecture(record) what the lecture has for it."""
-    rows = [("", "asked", "FID", "x floor", "lecture", "KID", "noise left", "solver error")]
+    rows = [("", "evaluations", "FID", "x floor", "lecture", "KID", "noise left", "solver error")]
     for r in records:
         rows.append((label(r), str(r["evaluations"]), f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", lecture(r),
                      f"{r['kid']:.4f}", f"{r['border']:.4f}",
@@ -353,11 +356,12 @@ def comparison(records, label, lecture):
     widths = [max(map(len, column)) + 2 for column in zip(*rows)]
     for name, *cells in rows: print(name.ljust(widths[0]) + "".join(map(str.rjust, cells, widths[1:])))
     print(f"Floor: {records[0]['samples']} real images score {records[0]['floor']:.2f} +- {records[0]['floor_sd']:.2f}"
-          f"{stand_in(records[0]['data'])}.")
+          f"{stand_in(records[0]['data'])}; scores closer than twice that deviation are no order.")
 
 
 # What tells one result from another; a new one replaces the one that agrees in all of these.
-IDENTITY = ("what", "steps", "eta", "churn", "rho", "spacing", "clip", "network", "samples", "seed", "data")
+IDENTITY = ("what", "steps", "eta", "churn", "rho", "spacing", "clip", "network", "weights", "samples", "seed", "data",
+            "device")
 
 
 def save_results(folder, records):
@@ -367,7 +371,7 @@ def save_results(folder, records):
     try:
         kept = json.loads(path.read_text()) if path.exists() else []
         kept = [old for old in kept if identity(old) not in map(identity, records)]
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise Problem(f"{path} is not a list of results ({error}): delete it")
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(kept + records, indent=1) + "\n")
@@ -421,7 +425,10 @@ def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 4
         low, high = values.min(), values.max()
         if axis == 2 and not log: low = min(low, 0.0)
         if low == high: low, high = (low / 2, high * 2) if log else (low - 1, high + 1)
-        limits.append((low, high * (1 if axis == 1 else 1.25 if log else 1.05)))
+        if axis == 2 or any(kind != "line" for *_, kind in series):      # some room around
+            room = 0.05 * (np.log(high / low) if log else high - low)
+            low, high = (low / np.exp(room), high * np.exp(room)) if log else (low and low - room, high + room)
+        limits.append((low, high))
     place = lambda v, lo, hi, log: (np.log(v / lo) / np.log(hi / lo)) if log else (v - lo) / (hi - lo)
     to_x = lambda v: left + place(v, *limits[0], log_x) * (right - left)
     to_y = lambda v: bottom - place(v, *limits[1], log_y) * (bottom - top)
@@ -472,7 +479,8 @@ def float32_distance(features1, features2):
 @script
 def main(argv=None):
     parser = flags("fid", "What a score means; with --retrain, train the classifier that judges.")
-    args = settle(parser, argv)
+    args = parser.parse_args(argv)
+    settle(parser, args)
     if args.retrain: return retrain(args)
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.folder, args.images)
     n, random, drawn = args.samples, np.random.default_rng(args.seed), stand_in(evaluate.data)

@@ -158,8 +158,10 @@ def test_damaged_and_foreign_checkpoints_are_refused_and_left_alone(tmp_path, mo
     at = good.index(torch.load(path)["model"]["w"].numpy().tobytes())
     flipped = good[:at] + bytes([good[at] ^ 1]) + good[at + 1:]
     torch.save({"settings": {"channels": [1, 2]}, "model": Exploit()}, tmp_path / "exploit")
+    torch.save({"settings": {"channels": [1, 2]}, "model": {}}, tmp_path / "incomplete")
+    torch.save(torch.zeros(3), tmp_path / "foreign")
     for bad in (flipped, good[:len(good) // 2], b"", b"hello", pickle.dumps(Exploit()),
-                (tmp_path / "exploit").read_bytes()):
+                *((tmp_path / name).read_bytes() for name in ("exploit", "incomplete", "foreign"))):
         path.write_bytes(bad)
         with pytest.raises(unet.Problem, match=r"n\.pt is damaged or not a checkpoint.*delete it"):
             unet.fit(Line(), noisy, images, **recipe)
@@ -191,6 +193,18 @@ def test_generate_starts_from_the_same_noise_in_any_batches():
     assert abs(whole.std() - 1) < 0.03 and seconds > 0
     drawn = [unet.generate(lambda noise: torch.randn_like(noise), 4, 3, cpu)[0] for _ in range(2)]
     assert torch.equal(*drawn) and not torch.equal(drawn[0], whole[:4])      # a sampler's own noise is other noise
+
+
+def test_a_script_ends_with_one_line_and_a_status(capsys):
+    def ends(error):
+        def main(argv=None): raise error
+        with pytest.raises(SystemExit) as stop: unet.script(main)()
+        return stop.value.code, capsys.readouterr().err
+    assert ends(KeyboardInterrupt()) == (130, "\ntest_all.py: stopped; the same command goes on from what is saved\n")
+    assert ends(KeyboardInterrupt("stopped at 3")) == (130, "\ntest_all.py: stopped at 3\n")
+    assert ends(unet.Problem("no such thing")) == (2, "test_all.py: error: no such thing\n")
+    assert ends(PermissionError(13, "Permission denied", "x/y")) == (2, "test_all.py: error: x/y: Permission denied\n")
+    with pytest.raises(ZeroDivisionError): unet.script(lambda argv: 1 / 0)()   # a defect of ours keeps its traceback
 
 
 def test_steps_draw_from_seeds_of_their_own():
@@ -470,6 +484,14 @@ def test_lms_coefficients():
             assert sum(w * sigs[i - j] ** power for j, w in enumerate(c)) == pytest.approx(exact, rel=1e-6)
 
 
+def test_lms_follows_slopes_that_are_cubics_in_sigma_exactly_once_it_has_four():
+    slope, integral = lambda s: 1 + 2 * s - 3 * s ** 2 + s ** 3, lambda s: s + s ** 2 - s ** 3 + s ** 4 / 4
+    sigs = torch.linspace(2, 0, 11, dtype=torch.float64) ** 1.5
+    path = list(karras.sample_lms(lambda x, s: x - s * slope(s), torch.zeros(1, dtype=torch.float64), sigs))
+    for x, sig in zip(path[3:], sigs[4:]):
+        assert (x - path[2]).item() == pytest.approx((integral(sig) - integral(sigs[3])).item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("name", karras.SAMPLERS)
 def test_every_sampler_asks_as_often_as_it_says_and_ends_on_the_estimate(name):
     calls, target = [], torch.tensor([0.3, -0.2])
@@ -549,9 +571,11 @@ def test_timesteps():
     for steps in (2, 3, 50, 293, 1000):
         for spacing in ("uniform", "late"):
             ts = cosine_ddim.timesteps(steps, spacing)
-            assert len(ts) == steps + 1 and (ts[:-1].diff() < 0).all() and ts[-2:].tolist() == [0, 0] and ts[0] < 1
+            assert len(ts) == steps + 1 and (ts[:-1].diff() < 0).all() and ts[-2:].tolist() == [0, 0]
+            assert ts[0].item() == pytest.approx(1 - 1 / steps)
+    with pytest.raises(unet.Problem, match="1 steps"): cosine_ddim.timesteps(1)
     late = cosine_ddim.timesteps(293, "late")                                # 10 + 11 + 12 + .. + 100 of a thousand
-    assert [int(((late[:-1] < high) & (late[:-1] > high - 0.1)).sum()) for high in (0.9999, 0.0999)] == [10, 100]
+    assert [int(((late[:-1] < high) & (late[:-1] >= high - 0.1)).sum()) for high in (1, 0.1)] == [10, 101]
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -628,6 +652,16 @@ def test_pooling_by_k_raises_log_snr_by_2_ln_k():
         assert measured.item() == pytest.approx(cosine_ddim.log_snr(a).item() + 2 * math.log(k), abs=0.03)
 
 
+def test_scaling_by_b_shifts_log_snr_by_2_ln_b():
+    torch.manual_seed(0)
+    x0, t, a = torch.rand(50, 1, 32, 32) - 0.5, torch.full((50,), 0.6), cosine_ddim.abar(0.6)
+    for b in (1.0, 0.5, 0.3):
+        (x_t, _), noise = cosine_ddim.noisify(b * x0, t)
+        image = x_t - (1 - a).sqrt() * noise
+        measured = (image.square().mean() / (x_t - image).square().mean()).log() - x0.square().mean().log()
+        assert measured.item() == pytest.approx(cosine_ddim.log_snr(a).item() + 2 * math.log(b), abs=0.02)
+
+
 def test_normalising_gives_every_image_unit_variance():
     x = torch.randn(3, 1, 8, 8) * torch.tensor([0.1, 1.0, 7.0])[:, None, None, None] + 2
     assert torch.allclose(cosine_ddim.unit_variance(x).std(dim=(1, 2, 3)), torch.ones(3), atol=1e-5)
@@ -642,6 +676,29 @@ def run(main, folder, *argv):
 @pytest.fixture(autouse=True)
 def nearer_goal(monkeypatch):
     monkeypatch.setattr(karras, "GOAL_STEPS", 20)                            # for seconds' sake
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("lesson, argv", [(karras, ["--steps", "3"]), (karras, ["--steps", "3", "--model", "cosine"]),
+                                          (cosine_ddim, ["--steps", "3"])])
+def test_images_are_scored_in_the_range_of_real_ones(tmp_path, monkeypatch, lesson, argv):
+    """Put real images in place of the noise, and samplers that leave them alone: what is scored is the real images."""
+    real, _ = fid.fashion_mnist(data="drawn", count=64)
+    generated = lambda sampler, n, *rest, **more: (sampler(real[:n] * 0.5), 1.0)
+    monkeypatch.setattr(lesson, "generate", generated)
+    still = lambda denoise, x, sigs, **options: iter([x / sigs[0]])
+    monkeypatch.setattr(karras, "sample_heun", still)
+    monkeypatch.setitem(karras.SAMPLERS, "lms", still)
+    monkeypatch.setattr(cosine_ddim, "sample", lambda find_noise, x, *rest: iter([(x, x)]))
+
+    def score(self, images):
+        assert torch.allclose(images, real, atol=1e-5)
+        raise Stop
+    monkeypatch.setattr(fid.ImageEval, "score", score)
+    with pytest.raises(Stop): run(lesson.main, tmp_path, *argv)
 
 
 def test_karras_from_end_to_end(tmp_path, capsys):
@@ -720,6 +777,8 @@ def test_karras_compare(tmp_path, capsys, monkeypatch):
     (karras, "--device cuda:99", "--device cuda:99"), (karras, "--device x", "--device"),
     (karras, "--size huge", "huge"), (karras, "--nonsense", "--nonsense"), (karras, "--epochs -1", "--epochs"),
     (karras, "--lr inf", "--lr"), (karras, "--out-dir /dev/null/x", "cannot write"),
+    (karras, "--compare --steps 5", "--compare"), (karras, "--epochs 1" + 400 * "0", "--epochs"),
+    (cosine_ddim, "--compare --eta 0", "--compare"),
     (karras, "--model cosine --sig-data 0.5", "belong to --model karras"),
     (cosine_ddim, "--steps 1", "--steps: '1' is not a whole number from 2"), (cosine_ddim, "--eta 1.5", "--eta"),
     (cosine_ddim, "--eta nan", "--eta"), (cosine_ddim, "--spacing odd", "odd"), (cosine_ddim, "--clip 0", "--clip"),
@@ -730,7 +789,7 @@ def test_bad_flags_end_with_one_line_and_status_2(tmp_path, capsys, lesson, argv
     said = capsys.readouterr()
     assert stop.value.code == 2 and said.out == ""
     assert said.err.startswith(f"{lesson.__name__}.py: error: ") and message in said.err and said.err.count("\n") == 1
-    assert not list(tmp_path.rglob("*.*"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_training_resumes_to_the_same_weights(tmp_path):
@@ -740,7 +799,6 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path):
     subprocess.run(command(tmp_path / "whole"), cwd=HERE, check=True, capture_output=True)
     with subprocess.Popen(command(tmp_path / "killed"), cwd=HERE, stdout=subprocess.DEVNULL) as process:
         while not list((tmp_path / "killed").rglob("*.part")) and process.poll() is None: time.sleep(0.01)
-        time.sleep(0.3)
         process.send_signal(signal.SIGKILL)
     again = subprocess.run(command(tmp_path / "killed"), cwd=HERE, check=True, capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL and "continuing at step" in again.stdout

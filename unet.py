@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import pickle
 import shutil
 import sys
 import time
@@ -240,11 +239,11 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     Raises Problem where a checkpoint is damaged or belongs to other settings, and where the loss is no longer finite.
     """
     device, path = next(model.parameters()).device, path and Path(path)
-    if not (amp and device.type == "cpu" and has_matrix_units("cpu")):     # there bfloat16's group norm is slow with it
-        model.to(memory_format=torch.channels_last)
+    slow = amp and device.type == "cpu" and has_matrix_units("cpu")        # there bfloat16's group norm, channels last
+    model.to(memory_format=torch.contiguous_format if slow else torch.channels_last)
     settings = json.loads(json.dumps(settings or {}))                      # as it will come back: tuples become lists
     if path and path.exists() and not retrain:
-        state = load_checkpoint(path, settings)
+        state = load_checkpoint(path, settings, needs=("model", "losses", "seconds", "device"))
         restore(model.eval(), state["model"], path)
         print(f"using the network trained before, {path} (--retrain trains it anew)")
         return {key: state[key] for key in ("losses", "seconds", "device")}
@@ -257,7 +256,8 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     losses, step, before = torch.zeros(total), 0, 0.0
     part = path and path.with_suffix(".retrain" if retrain else ".part")
     if part and part.exists():
-        state = load_checkpoint(part, settings, remedy="delete it")
+        state = load_checkpoint(part, settings, needs=("model", "losses", "seconds", "step", "optimizer", "schedule"),
+                                remedy="delete it")
         restore(model, state["model"], part, remedy="delete it")
         optim.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -323,7 +323,7 @@ def save_atomically(content, path):
     os.replace(temporary, path)
 
 
-def load_checkpoint(path, settings=None, remedy="delete it, or --retrain"):
+def load_checkpoint(path, settings=None, needs=("model",), remedy="delete it, or --retrain"):
     """What save_atomically wrote; raises Problem for a file that is damaged, foreign or of other settings.
 
     torch.load takes flipped bits for weights, so the archive's checksums are asked first, and weights_only=True
@@ -334,10 +334,10 @@ def load_checkpoint(path, settings=None, remedy="delete it, or --retrain"):
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip(): raise zipfile.BadZipFile(f"{damaged} fails its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found = state["settings"]
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError,
-            NotImplementedError, OSError) as error:
-        raise Problem(f"{path} is damaged or not a checkpoint of ours ({str(error).splitlines()[0]}): {remedy}")
+        found = dict(state["settings"])
+        if missing := [name for name in needs if name not in state]: raise KeyError(f"no {missing[0]} in it")
+    except Exception as error:                                             # a damaged file may raise anything
+        raise Problem(f"{path} is damaged or not a checkpoint of ours ({first_line(error)}): {remedy}")
     if settings is not None and found != settings:
         differing = sorted(k for k in found.keys() | settings.keys() if found.get(k) != settings.get(k))
         raise Problem(f"{path} was made with other settings ("
@@ -350,7 +350,7 @@ def restore(model, weights, path, remedy="delete it, or --retrain"):
     try:
         model.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise Problem(f"{path} does not fit this network ({str(error).splitlines()[0]}): {remedy}")
+        raise Problem(f"{path} does not fit this network ({first_line(error)}): {remedy}")
 
 
 def checkpoint_path(folder, settings, what="network"):
@@ -379,12 +379,13 @@ def train(args, lesson, recipes, noisify, images, loss=F.mse_loss, **settings):
     path = checkpoint_path(args.out_dir / lesson, settings)
     record = fit(model, noisify, images.to(args.device), loss=loss, path=path, settings=settings, seed=args.seed,
                  retrain=args.retrain, **recipe)
-    return model, {"network": path.stem, **recipe, "loss": float(record["losses"][-100:].mean()),
+    weights = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()[:10]
+    return model, {"network": path.stem, "weights": weights, **recipe, "loss": float(record["losses"][-100:].mean()),
                    "train_seconds": round(record["seconds"], 1), "trained_on": record["device"], **origin(args)}
 
 
 @torch.no_grad()
-def generate(sampler, n, seed, device, batch=None):
+def generate(sampler, n, seed, device, batch=None, amp=True):
     """n samples in batches: sampler(noise) -> images, with noise (batch, 1, 32, 32) -> (n, 1, 32, 32), and the seconds.
 
     The noise is drawn on the CPU from the seed, so that every device, and a run whether it trained or not, starts from
@@ -395,7 +396,7 @@ def generate(sampler, n, seed, device, batch=None):
     generator, line, out, started = torch.Generator().manual_seed(seed), Progress(), [], time.time()
     for start in range(0, n, batch):
         noise = torch.randn(min(batch, n - start), 1, 32, 32, generator=generator)
-        with reduced(device):
+        with reduced(device) if amp else contextlib.nullcontext():
             out.append(sampler(noise.to(device)).float().cpu())
         line(f"sampled {start + len(noise)} of {n}", end=False)
     line("", end=False)
@@ -406,6 +407,11 @@ def generate(sampler, n, seed, device, batch=None):
 
 class Problem(ValueError):
     """Something that the person at the keyboard can mend: a script says it in one line and ends with status 2."""
+
+
+def first_line(error):
+    """What an error says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Progress:
@@ -432,7 +438,7 @@ def script(main):
             print(f"{name}: error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as stop:
-            print(f"\n{name}: {stop or 'stopped'}", file=sys.stderr)
+            print(f"\n{name}: {str(stop) or 'stopped; the same command goes on from what is saved'}", file=sys.stderr)
             sys.exit(130)
     return wrapped
 
@@ -458,7 +464,7 @@ def number(kind, low, high=math.inf):
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (low <= value <= high and math.isfinite(value)):
+        if not (low <= value <= high and value < math.inf):
             noun = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r} is not {noun} from {low}" + f" to {high}" * (high < math.inf))
         return value
@@ -471,10 +477,10 @@ def flags(lesson, description):
     parser.set_defaults(lesson=lesson)
     add = parser.add_argument
     add("--size", choices=SIZES, help="set of defaults: lecture (usual with CUDA), small (elsewhere), tiny (a test)")
-    add("--epochs", type=number(int, 1), help="passes over the training images")
-    add("--batch-size", type=number(int, 1), help="images in a training step")
+    add("--epochs", type=number(int, 1, 100_000), help="passes over the training images")
+    add("--batch-size", type=number(int, 1, 60_000), help="images in a training step")
     add("--lr", type=number(float, 1e-9, 1e3), help="peak learning rate")
-    add("--samples", type=number(int, 2), help="images to sample and score")
+    add("--samples", type=number(int, 2, 60_000), help="images to sample and score")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights, training and sampling (default 0)")
     add("--device", default="auto", help="cuda, mps, cpu (default: the first of them that is there)")
     add("--data", choices=("auto", "fashion", "drawn"), default="auto",
@@ -485,12 +491,9 @@ def flags(lesson, description):
     return parser
 
 
-def settle(parser, argv):
-    """Read the flags, fill in what the size settles, check the device and the folder -> the arguments.
-
-    device becomes a torch.device, out_dir a Path, and folder is the lesson's own folder in it.
-    """
-    args = parser.parse_args(argv)
+def settle(parser, args):
+    """Fill in what the size settles; check the device, and make sure of the folder. A script calls it after its own
+    checks of the flags. device becomes a torch.device, out_dir a Path, and folder is the lesson's own folder in it."""
     args.device = pick_device(args.device)
     args.size = args.size or ("lecture" if args.device.type == "cuda" else "small")
     for name, value in SIZES[args.size].items():
@@ -507,7 +510,6 @@ def settle(parser, argv):
         probe.unlink()
     except OSError as error:
         raise Problem(f"cannot write to the folder {args.folder} ({error.strerror})")
-    return args
 
 
 def pick_device(name):
@@ -550,7 +552,8 @@ def main(argv=None):
     device, size = pick_device(args.device), SIZES[args.size]
     model = init_ddpm(UNet(size["channels"], size["layers"], head_dim=size["head_dim"])).to(device)
     images, parameters = torch.randn(512, 1, 32, 32, device=device), sum(p.numel() for p in model.parameters())
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): model(images[:1], 0.5)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:   # the same count on every device
+        UNet(size["channels"], size["layers"], head_dim=size["head_dim"])(torch.zeros(1, 1, 32, 32), 0.5)
     print(f"{args.size}: {parameters:,} parameters, {counter.get_total_flops() / 1e9:.2f} GFLOP an image forward")
     training = functools.partial(fit, model, lambda x: ((x, 0.5), x), images, epochs=1, batch_size=64, lr=1e-3)
     training(amp=False), training(amp=True)                                # to warm up, and to compile

@@ -80,8 +80,12 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None):
 
     Song et al. 2021, eq. 12: estimate the clean image and make it noisy again, but less, partly with the noise that was
     found and partly with fresh noise of deviation sig (eq. 16). eta in [0, 1] scales that: at 0 nothing is left to
-    chance, and the step is Euler's in other symbols; 1 is DDPM's way, and ancestral Euler (karras.py). Values between
-    had not worked for the lecture, whose notebook drops the fresh noise where sig is small; nothing is dropped here.
+    chance, and the step is Euler's in other symbols; 1 is DDPM's way, and ancestral Euler (karras.py).
+
+    The lecture had trouble with eta below 1, and so has our small network. What it misses of the noise early on, when
+    x_0_hat magnifies every error by sqrt((1 - abar) / abar), stays in the picture. With eta 0 it points the same way as
+    the noise that is kept: the two add up to more than later calls are told of, and the excess is never removed. Fresh
+    noise is independent of it, so that their squares add up, to hardly more. A bound on x_0_hat helps as well.
     clip: bound on the estimate's values. abar_t, abar_t1: numbers, or (N,).
     -> x_0_hat, x_t1. At abar_t 1 eq. 16 is 0/0; nothing is left to do there, and x_t1 is x_t.
     """
@@ -163,8 +167,9 @@ LECTURE = {"ddim, 100 steps, eta 1": "3.29, 3.10 (1.2..1.7 x)", "ddim, 50 steps,
 
 COSINE = ("cosine", None, None, None)
 
-# steps, eta and spacing
-COMPARED = [(100, 1.0, "uniform"), (50, 1.0, "uniform"), (50, 0.5, "uniform"), (50, 0.0, "uniform"), (50, 1.0, "late")]
+# steps, eta, spacing, and a bound on the estimate in units of b: 1 is the range of the images
+COMPARED = [(100, 1.0, "uniform", None), (50, 1.0, "uniform", None), (50, 0.5, "uniform", None),
+            (50, 0.0, "uniform", None), (50, 0.0, "uniform", 1.0), (50, 1.0, "late", None)]
 
 
 def show_noising(folder, x0, abar, input_scale):
@@ -202,14 +207,15 @@ def said(record):
     return ", ".join(words + ["normalised"] * record["normalise"])
 
 
-def try_ddim(args, find_noise, origin, evaluate, abar, steps, eta, spacing):
+def try_ddim(args, find_noise, origin, evaluate, abar, steps, eta, spacing, clip):
     """4. Sample, score and draw the clothes -> the record of it, which is in results.json too."""
     def sampler(noise):
-        for _, x in sample(find_noise, noise, timesteps(steps, spacing), eta, args.clip, abar): pass
-        return x
+        bound = None if clip is None else clip * args.input_scale
+        for _, x in sample(find_noise, noise, timesteps(steps, spacing), eta, bound, abar): pass
+        return x / args.input_scale
     images, seconds = generate(sampler, args.samples, args.seed, args.device)
-    images = (images / args.input_scale).clamp(-1, 1)
-    record = {"what": "ddim", "steps": steps, "evaluations": steps, "eta": eta, "spacing": spacing, "clip": args.clip,
+    images = images.clamp(-1, 1)
+    record = {"what": "ddim", "steps": steps, "evaluations": steps, "eta": eta, "spacing": spacing, "clip": clip,
               "schedule": called(args.curve), "input_scale": args.input_scale, "normalise": args.normalise,
               **evaluate.score(images), "sample_seconds": round(seconds, 1), **origin}
     report(said(record), record, images, args.folder)
@@ -256,7 +262,7 @@ def main(argv=None):
     add("--steps", type=number(int, 2, 1000), help="steps of DDIM (default 100)")
     add("--eta", type=number(float, 0, 1), help="fresh noise on the way, 0 to 1 (default 1)")
     add("--spacing", choices=("uniform", "late"), help="where the steps are (default uniform)")
-    add("--clip", type=number(float, 0.01, 1000), help="bound on the estimate of the image in -b..b (default none)")
+    add("--clip", type=number(float, 0.01, 1000), help="bound on the estimated image: 1 is its range (default none)")
     add("--schedule", choices=("linear", "cosine", "sigmoid"), default="cosine", help="alphabar(t) (default cosine)")
     add("--start", type=number(float, -1000, 1000), help="where the schedule's curve begins (cosine 0, sigmoid -3)")
     add("--end", type=number(float, -1000, 1000), help="where it ends (cosine 1, sigmoid 3)")
@@ -265,10 +271,10 @@ def main(argv=None):
     add("--normalise", action="store_true", help="divide the network's input by its standard deviation")
     add("--compare", action="store_true", help="several steps, eta and spacings in one table")
     args = parser.parse_args(argv)
-    given = (args.steps, args.eta, args.spacing)
-    if args.compare and given != (None, None, None):
-        parser.error("--compare has steps, eta and spacings of its own, without --steps, --eta and --spacing")
-    trial = tuple(usual if value is None else value for value, usual in zip(given, (100, 1.0, "uniform")))
+    given = (args.steps, args.eta, args.spacing, args.clip)
+    if args.compare and given != (None,) * 4:
+        parser.error("--compare sets these itself: --steps, --eta, --spacing, --clip")
+    trial = tuple(usual if value is None else value for value, usual in zip(given, (100, 1.0, "uniform", None)))
     args.curve = (args.schedule, args.start, args.end, args.tau)
     abar, _ = noise_schedule(*args.curve)
     settle(parser, args)

@@ -413,7 +413,7 @@ def ticks(low, high, log):
 
 
 def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 400)):
-    """A small chart -> a PIL image. series: (name, xs, ys, kind), kind one of "line", "points", "bars"."""
+    """A small chart -> a PIL image. series: (name, xs, ys, kind), kind one of "line", "points", "dots", "bars"."""
     left, right, top, bottom = 62, size[0] - 16, 30, size[1] - 46
     font, picture = ImageFont.load_default(12), Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
@@ -444,6 +444,7 @@ def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 4
         if kind == "line": draw.line(points, colour, 2)
         for j, (x, y) in enumerate(points):
             if kind == "points": draw.ellipse((x - 4, y - 4, x + 4, y + 4), colour)
+            if kind == "dots": draw.point((x, y), colour)
             if kind == "bars":
                 half = abs(points[1][0] - points[0][0]) / 2 if len(points) > 1 else 4
                 draw.rectangle((x - half, y, x + half, bottom), tuple(c + (255 - c) // 2 for c in colour))

@@ -19,6 +19,7 @@ import torchvision
 import cosine_ddim
 import fid
 import karras
+import noise_pred
 import unet
 
 HERE = Path(__file__).parent
@@ -516,6 +517,39 @@ def test_churn_is_undone_at_the_level_it_makes():
     assert seen == pytest.approx([4.0, 1.0, 1.2])                            # 1 + 0.4/2 at the second step only
 
 
+# ---------------------------------------------------------------------------------------------- noise_pred.py
+
+def test_the_target_is_the_logit_of_how_much_is_image_and_always_finite(monkeypatch):
+    torch.manual_seed(0)
+    (x_t,), target = noise_pred.noisify(torch.ones(20_000, 1, 4, 4))
+    share = noise_pred.alphabar(target)
+    assert target.shape == (20_000,) and share.min() < 0.001 and share.max() > 0.999
+    assert share.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert share.var().item() == pytest.approx(1 / 12, abs=0.002)
+    off = x_t.mean((1, 2, 3)) - share.sqrt()                                 # the image is 1, so the mean is its weight
+    assert off.mean().abs() < 0.01 and (off.square().mean() * 16).item() == pytest.approx(0.5, abs=0.02)
+    for extreme in (0.0, 1.0):                                               # what torch.rand might draw, or round to
+        monkeypatch.setattr(torch, "rand", lambda n, device=None: torch.full((n,), extreme))
+        (x_t,), target = noise_pred.noisify(torch.ones(3, 1, 4, 4))
+        assert target.isfinite().all() and x_t.isfinite().all() and (target.abs() > 11).all()
+    given = torch.tensor([0.1, 0.9])
+    _, target = noise_pred.noisify(torch.ones(2, 1, 4, 4), given, "alphabar")
+    assert torch.equal(target, given) and torch.equal(noise_pred.alphabar(target[:, None], "alphabar"), given)
+
+
+@pytest.mark.parametrize("answer, expected", [(0.0, math.pi ** 2 / 3), (0.5, math.pi ** 2 / 3 + 0.25)])
+def test_constant_answers_score_what_they_should(answer, expected):
+    told, truth, _ = noise_pred.guess(noise_pred.Constant(answer), torch.zeros(50_000, 1, 2, 2))
+    assert noise_pred.flat_mse(told, truth).item() == pytest.approx(expected, rel=0.02)
+
+
+def test_flat_mse_does_not_broadcast():
+    right = torch.tensor([1.0, 2.0, 4.0])
+    assert noise_pred.flat_mse(right[:, None], right) == 0
+    assert noise_pred.flat_mse(right[:, None] + 1, right) == 1
+    assert (right[:, None] - right).square().mean() > 1                      # what happens without
+
+
 # ---------------------------------------------------------------------------------------------- cosine_ddim.py
 
 CURVES = [("linear",), ("cosine",), ("cosine", 0.2, 1.0, 1.0), ("cosine", 0.0, 0.9, 2.0), ("sigmoid",),
@@ -678,6 +712,20 @@ def nearer_goal(monkeypatch):
     monkeypatch.setattr(karras, "GOAL_STEPS", 20)                            # for seconds' sake
 
 
+def test_noise_pred_from_end_to_end(tmp_path, capsys):
+    run(noise_pred.main, tmp_path, "--compare")
+    out, folder = capsys.readouterr().out, tmp_path / "noise_pred"
+    pictures = {"question", "guesses-logit", "guesses-alphabar", "scatter-logit", "scatter-alphabar"}
+    assert {p.stem for p in folder.glob("*.png")} == pictures and len(list(folder.glob("*.pt"))) == 2
+    assert "always answering 0.5" in out and "lecture: 0.075" in out and "drawn clothes, not Fashion-MNIST" in out
+    logit, plain = json.loads((folder / "results.json").read_text())
+    assert (logit["what"], plain["what"]) == ("logit", "alphabar") and len(logit["errors"]) == len(noise_pred.LEVELS)
+    run(noise_pred.main, tmp_path)                                           # again: same numbers, and no training
+    assert "epoch" not in capsys.readouterr().out
+    again = next(r for r in json.loads((folder / "results.json").read_text()) if r["what"] == "logit")
+    assert again == logit
+
+
 class Stop(Exception):
     pass
 
@@ -750,7 +798,8 @@ def test_karras_trains_lesson_1_where_it_is_missing(tmp_path, capsys):
 
 
 def test_cosine_ddim_compare(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cosine_ddim, "COMPARED", [(4, 1.0, "uniform"), (4, 0.0, "uniform"), (4, 1.0, "late")])
+    trials = [(4, 1.0, "uniform", None), (4, 0.0, "uniform", 1.0), (4, 1.0, "late", None)]
+    monkeypatch.setattr(cosine_ddim, "COMPARED", trials)
     run(cosine_ddim.main, tmp_path, "--compare")
     records = json.loads((tmp_path / "cosine_ddim" / "results.json").read_text())
     assert [(r["eta"], r["spacing"]) for r in records] == [(1, "uniform"), (0, "uniform"), (1, "late")]
@@ -778,7 +827,8 @@ def test_karras_compare(tmp_path, capsys, monkeypatch):
     (karras, "--size huge", "huge"), (karras, "--nonsense", "--nonsense"), (karras, "--epochs -1", "--epochs"),
     (karras, "--lr inf", "--lr"), (karras, "--out-dir /dev/null/x", "cannot write"),
     (karras, "--compare --steps 5", "--compare"), (karras, "--epochs 1" + 400 * "0", "--epochs"),
-    (cosine_ddim, "--compare --eta 0", "--compare"),
+    (cosine_ddim, "--compare --eta 0", "--compare"), (noise_pred, "--compare --target logit", "--compare"),
+    (noise_pred, "--target sigma", "sigma"),
     (karras, "--model cosine --sig-data 0.5", "belong to --model karras"),
     (cosine_ddim, "--steps 1", "--steps: '1' is not a whole number from 2"), (cosine_ddim, "--eta 1.5", "--eta"),
     (cosine_ddim, "--eta nan", "--eta"), (cosine_ddim, "--spacing odd", "odd"), (cosine_ddim, "--clip 0", "--clip"),
@@ -825,7 +875,7 @@ def test_fid_says_what_a_score_means(tmp_path, capsys):
 
 
 def test_readme_and_help_agree_with_the_scripts(capsys):
-    for script in (cosine_ddim, karras, fid, unet):
+    for script in (cosine_ddim, noise_pred, karras, fid, unet):
         with pytest.raises(SystemExit) as stop: script.main(["--help"])
         assert stop.value.code == 0 and "--size" in capsys.readouterr().out
     readme = (HERE / "README.md").read_text()

@@ -364,21 +364,25 @@ def chosen(args, recipe):
     return {name: value if getattr(args, name) is None else getattr(args, name) for name, value in recipe.items()}
 
 
-def train(args, lesson, recipes, noisify, images, loss=F.mse_loss, **settings):
+def train(args, lesson, recipes, noisify, images, *, build=None, loss=F.mse_loss, amp=True, **settings):
     """The lessons' way to a trained network: the lecture's network, started, fitted and kept in the lesson's folder.
 
-    recipes: {size: {"epochs": .., "batch_size": .., "lr": ..}}.
+    recipes: {size: {"epochs": .., "batch_size": .., "lr": ..}}. build(): another network than the size's UNet.
     settings: what else the network depends on, such as its lesson's scales.
     -> the network, and what every result that is made with it says of its origin (loss: that of the last 100 steps).
     """
     recipe = chosen(args, recipes[args.size])
-    settings |= recipe | {name: getattr(args, name) for name in ("data", "channels", "layers", "head_dim", "seed")}
-    settings |= {"lesson": lesson, "images": len(images)}
+    settings |= recipe | {"lesson": lesson, "images": len(images), "data": args.data, "seed": args.seed}
     torch.manual_seed(args.seed)
-    model = init_ddpm(UNet(args.channels, args.layers, head_dim=args.head_dim)).to(args.device)
+    if build:
+        model = build()
+    else:
+        settings |= {name: getattr(args, name) for name in ("channels", "layers", "head_dim")}
+        model = init_ddpm(UNet(args.channels, args.layers, head_dim=args.head_dim))
+    model.to(args.device)
     path = checkpoint_path(args.out_dir / lesson, settings)
     record = fit(model, noisify, images.to(args.device), loss=loss, path=path, settings=settings, seed=args.seed,
-                 retrain=args.retrain, **recipe)
+                 retrain=args.retrain, amp=amp, **recipe)
     weights = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()[:10]
     return model, {"network": path.stem, "weights": weights, **recipe, "loss": float(record["losses"][-100:].mean()),
                    "train_seconds": round(record["seconds"], 1), "trained_on": record["device"], **origin(args)}
@@ -429,6 +433,7 @@ def script(main):
     @functools.wraps(main)
     def wrapped(argv=None):
         name = Path(sys.modules[main.__module__].__file__).name
+        if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(line_buffering=True)     # into files too
         try:
             return main(argv)
         except Problem as problem:

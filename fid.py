@@ -52,7 +52,7 @@ def find_data(data="auto", data_dir="data"):
     try:
         dataset(data_dir, download=True)
     except (RuntimeError, OSError, HTTPException) as error:
-        reason = first_line(error)
+        reason = first_line(error).rstrip(":")
         if data == "fashion": raise Problem(f"Fashion-MNIST is not in {data_dir} and cannot be downloaded ({reason})")
         print(f"Fashion-MNIST is not in {data_dir} and cannot be downloaded ({reason}): going on with drawn clothes.\n"
               "Their scores say whether everything works, and nothing about the lecture's figures.")

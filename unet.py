@@ -334,6 +334,7 @@ def load_checkpoint(path, settings=None, needs=("model",), remedy="delete it, or
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip(): raise zipfile.BadZipFile(f"{damaged} fails its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict): raise TypeError("no dictionary")
         found = dict(state["settings"])
         if missing := [name for name in needs if name not in state]: raise KeyError(f"no {missing[0]} in it")
     except Exception as error:                                             # a damaged file may raise anything

@@ -6,7 +6,7 @@
 
 Every denoiser so far was told t. Looking at noised images one wonders why: it is plain to see how noisy each is. So ask
 a network. What the lecture found: trained on the logit of alphabar its squared error is 0.075, where always answering
-the same gives 3.5. A network can tell; lesson 3 builds on that.
+the same gives 3.5. A network can tell; lesson 3 builds on that. Our own figures are still to come.
 """
 import functools
 import math

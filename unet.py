@@ -386,7 +386,7 @@ def train(args, lesson, recipes, noisify, images, *, build=None, loss=F.mse_loss
                  retrain=args.retrain, amp=amp, **recipe)
     weights = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()[:10]
     return model, {"network": path.stem, "weights": weights, **recipe, "loss": float(record["losses"][-100:].mean()),
-                   "train_seconds": round(record["seconds"], 1), "trained_on": record["device"], **origin(args)}
+                   "train_seconds": round(record["seconds"], 1), "trained_on": record["device"], **origin(args, amp)}
 
 
 @torch.no_grad()
@@ -542,10 +542,10 @@ def precision(device):
     return "bfloat16" if has_matrix_units(device.type) else "float32"
 
 
-def origin(args):
+def origin(args, amp=True):
     """What every result says of where it was measured."""
     return {"size": args.size, "seed": args.seed, "device": device_name(args.device),
-            "precision": precision(args.device), "torch": str(torch.__version__)}
+            "precision": precision(args.device) if amp else "float32", "torch": str(torch.__version__)}
 
 
 @script

@@ -85,7 +85,9 @@ def denoise_epsilon(model, x, sig):
 
     Karras et al. 2022, table 1, columns "VP" and "iDDPM + DDIM": older models fit the frame with c_skip 1, c_out -sig,
     c_in 1 / sqrt(sig^2 + 1) and, as what the network is told of the noise, the time whose alphabar is c_in^2. For x is
-    x_t / sqrt(abar), which has sig^2 = (1 - abar) / abar. So any sampler here works for them, without new training.
+    x_t / sqrt(abar), which has sig^2 = (1 - abar) / abar. So any sampler here takes them, without new training. But
+    c_out -sig magnifies the network's errors where noise is high, and with our small network only the ancestral sampler
+    ends clean: cosine_ddim.ddim_step says why.
     """
     c_in = 1 / math.sqrt(sig ** 2 + 1)
     t = cosine_ddim.inv_abar(torch.tensor(c_in ** 2, dtype=torch.float64))

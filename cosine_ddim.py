@@ -75,7 +75,7 @@ def timesteps(steps, spacing="uniform"):
     return torch.from_numpy(np.append((1 - 1 / steps) * (1 - way), 0)).float()
 
 
-def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None):
+def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
     """One step of DDIM, from alphabar abar_t to the higher abar_t1, given the noise that was found in x_t (N, 1, H, W).
 
     Song et al. 2021, eq. 12: estimate the clean image and make it noisy again, but less, partly with the noise that was
@@ -86,11 +86,13 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None):
     x_0_hat magnifies every error by sqrt((1 - abar) / abar), stays in the picture. With eta 0 it points the same way as
     the noise that is kept: the two add up to more than later calls are told of, and the excess is never removed. Fresh
     noise is independent of it, so that their squares add up, to hardly more. A bound on x_0_hat helps as well.
-    clip: bound on the estimate's values. abar_t, abar_t1: numbers, or (N,).
+    clip: bound on the estimate's values. abar_t, abar_t1: numbers, or (N,). abar_hat (N,): what to take for abar_t in
+    the estimate alone, in case x_t is more or less noisy than it should be (lesson 3).
     -> x_0_hat, x_t1. At abar_t 1 eq. 16 is 0/0; nothing is left to do there, and x_t1 is x_t.
     """
     abar_t, abar_t1 = wide(abar_t, x_t), wide(abar_t1, x_t)
-    x_0_hat = (x_t - (1 - abar_t).sqrt() * noise) / abar_t.sqrt()
+    abar_hat = abar_t if abar_hat is None else wide(abar_hat, x_t)
+    x_0_hat = (x_t - (1 - abar_hat).sqrt() * noise) / abar_hat.sqrt()
     if clip is not None: x_0_hat = x_0_hat.clamp(-clip, clip)
     sig = eta * ((1 - abar_t1) * (1 - abar_t / abar_t1) / (1 - abar_t).clamp(min=1e-20)).clamp(min=0).sqrt()
     x_t1 = abar_t1.sqrt() * x_0_hat + (1 - abar_t1 - sig ** 2).clamp(min=0).sqrt() * noise

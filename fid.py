@@ -360,8 +360,8 @@ def comparison(records, label, lecture):
 
 
 # What tells one result from another; a new one replaces the one that agrees in all of these.
-IDENTITY = ("what", "steps", "eta", "churn", "rho", "spacing", "clip", "network", "weights", "samples", "seed", "data",
-            "device")
+IDENTITY = ("what", "steps", "eta", "churn", "rho", "spacing", "clip", "rescue", "network", "weights", "samples", "seed",
+            "data", "device")
 
 
 def save_results(folder, records):

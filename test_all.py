@@ -19,6 +19,7 @@ import torchvision
 import cosine_ddim
 import fid
 import karras
+import no_t
 import noise_pred
 import unet
 
@@ -701,6 +702,55 @@ def test_normalising_gives_every_image_unit_variance():
     assert torch.allclose(cosine_ddim.unit_variance(x).std(dim=(1, 2, 3)), torch.ones(3), atol=1e-5)
 
 
+# ---------------------------------------------------------------------------------------------- no_t.py
+
+def test_the_network_is_never_told_t():
+    x0, t = torch.rand(6, 1, 8, 8) - 0.5, torch.linspace(0, 0.99, 6)
+    torch.manual_seed(0)
+    (x_t, told), noise = no_t.noisify(x0, t)
+    torch.manual_seed(0)
+    (expected, _), same_noise = cosine_ddim.noisify(x0, t)
+    assert torch.equal(x_t, expected) and torch.equal(noise, same_noise)
+    assert torch.equal(told, torch.zeros(6))
+    model = fill(small_net())                                                # so its answer is that of t = 0
+    with torch.no_grad(): assert torch.equal(model(x_t, told), model(x_t, torch.zeros_like(t)))
+
+
+def test_predictions_far_from_the_median_are_moved_nearer():
+    told = torch.tensor([0.001, 0.2, 0.4, 0.5, 0.99])
+    assert no_t.near_median(told).tolist() == pytest.approx([0.2, 0.2, 0.4, 0.5, 0.8])
+    assert no_t.near_median(torch.tensor([0.9, 0.95, 0.99])).tolist() == pytest.approx([0.9, 0.95, 0.99])
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("rescue", list(no_t.RESCUES))
+def test_with_perfect_predictions_the_rescue_is_plain_ddim(eta, rescue):
+    ts, start = cosine_ddim.timesteps(8), torch.randn(4, 1, 8, 8)
+    find_noise = lambda x_t: torch.tanh(2 * x_t)
+    truth = iter([t for t in ts[:-1].tolist() if {"every": True, "none": False, "last": t == 0,
+                                                  "but-last": t > 0}[rescue]])
+    perfect = lambda x_t: cosine_ddim.abar(next(truth)).expand(len(x_t))
+    torch.manual_seed(1)
+    rescued = [x for _, x, _ in no_t.sample(find_noise, perfect, start, ts, eta, 2.0, rescue)]
+    torch.manual_seed(1)
+    plain = [x for _, x in cosine_ddim.sample(lambda x_t, t: find_noise(x_t), start, ts, eta, 2.0)]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(rescued, plain)) and len(rescued) == len(plain) == 8
+    assert next(truth, None) is None                                         # asked at these steps and at no other
+
+
+def test_the_last_call_removes_the_noise_that_is_left_only_where_it_is_told_how_much():
+    """Black images, a gauge that is right, and a denoiser that finds 90% of the noise, at whatever level it is."""
+    level = lambda x: x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    find_noise = lambda x_t: 0.9 * x_t / level(x_t)
+    gauge = lambda x_t: (1 - level(x_t).flatten() ** 2).clamp(1e-5, 1 - 1e-5)
+    start, left = torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(0)), {}
+    for rescue in no_t.RESCUES:
+        for _, x, _ in no_t.sample(find_noise, gauge, start, cosine_ddim.timesteps(20), 0.0, 2.0, rescue): pass
+        left[rescue] = level(x).mean().item()
+    assert left["last"] == pytest.approx(0.1 * left["none"], rel=0.02) and left["none"] > 0.02
+    assert left["every"] < 0.3 * left["but-last"] and left["every"] < left["last"]
+
+
 # ---------------------------------------------------------------------------------------------- the scripts, whole
 
 def run(main, folder, *argv):
@@ -724,6 +774,43 @@ def test_noise_pred_from_end_to_end(tmp_path, capsys):
     assert "epoch" not in capsys.readouterr().out
     again = next(r for r in json.loads((folder / "results.json").read_text()) if r["what"] == "logit")
     assert again == logit
+
+
+def test_no_t_from_end_to_end(tmp_path, capsys):
+    run(no_t.main, tmp_path, "--steps", "4")                                 # from an empty folder: lesson 2 first
+    out, folder = capsys.readouterr().out, tmp_path / "no_t"
+    assert out.count("epoch 1/1") == 2 and "lecture: 0.034" in out and "drawn clothes, not Fashion-MNIST" in out
+    assert len(list((tmp_path / "noise_pred").glob("*.pt"))) == len(list(folder.glob("*.pt"))) == 1
+    record = json.loads((folder / "results.json").read_text())[0]
+    assert (record["what"], record["steps"], record["eta"], record["rescue"]) == ("no t", 4, 1, "every")
+    run(no_t.main, tmp_path, "--steps", "4")                                 # again: same numbers, and no training
+    assert "epoch" not in capsys.readouterr().out
+    again = json.loads((folder / "results.json").read_text())
+    assert len(again) == 1 and all(again[0][k] == record[k] for k in ("fid", "kid", "border", "classes"))
+    run(noise_pred.main, tmp_path)                                           # the same network as lesson 2's own
+    assert "epoch" not in capsys.readouterr().out
+
+    run(no_t.main, tmp_path, "--trace", "--steps", "3", "--rescue", "none")
+    table = capsys.readouterr().out.split("x_0_hat from")[1].splitlines()[1:]
+    assert [line.split()[:2] for line in table] == [["1", "0.667"], ["2", "0.333"], ["3", "0.000"]]
+    assert [float(line.split()[2]) for line in table] == pytest.approx([0.25, 0.75, 1], abs=1e-3)
+
+    run(no_t.main, tmp_path, "--curve", "--steps", "3")
+    curves = [r for r in json.loads((folder / "results.json").read_text()) if r["what"] == "curve"]
+    assert [r["rescue"] for r in curves] == ["none", "every"] and all(len(r["fid_by_step"]) == 3 for r in curves)
+    assert (folder / "curve.png").exists() and (folder / "steps.png").exists()
+
+    run(no_t.main, tmp_path, "--epochs", "2", "--steps", "2")                # of this lesson's network, not lesson 2's
+    out = capsys.readouterr().out
+    assert "epoch 2/2" in out and len(list((tmp_path / "noise_pred").glob("*.pt"))) == 1
+
+
+def test_no_t_compare(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(no_t, "COMPARED", [("none", 1.0), ("every", 0.0), ("last", 1.0)])
+    run(no_t.main, tmp_path, "--compare", "--steps", "3")
+    records = json.loads((tmp_path / "no_t" / "results.json").read_text())
+    assert [(r["rescue"], r["eta"]) for r in records] == [("none", 1), ("every", 0), ("last", 1)]
+    assert len({r["fid"] for r in records}) == 3 and "9..12 x" in capsys.readouterr().out
 
 
 class Stop(Exception):
@@ -828,7 +915,9 @@ def test_karras_compare(tmp_path, capsys, monkeypatch):
     (karras, "--lr inf", "--lr"), (karras, "--out-dir /dev/null/x", "cannot write"),
     (karras, "--compare --steps 5", "--compare"), (karras, "--epochs 1" + 400 * "0", "--epochs"),
     (cosine_ddim, "--compare --eta 0", "--compare"), (noise_pred, "--compare --target logit", "--compare"),
-    (noise_pred, "--target sigma", "sigma"),
+    (noise_pred, "--target sigma", "sigma"), (no_t, "--compare --eta 0", "--compare sets --eta"),
+    (no_t, "--curve --rescue last", "--rescue"), (no_t, "--compare --trace", "not allowed with"),
+    (no_t, "--rescue magic", "magic"), (no_t, "--steps 1", "whole number from 2"),
     (karras, "--model cosine --sig-data 0.5", "belong to --model karras"),
     (cosine_ddim, "--steps 1", "--steps: '1' is not a whole number from 2"), (cosine_ddim, "--eta 1.5", "--eta"),
     (cosine_ddim, "--eta nan", "--eta"), (cosine_ddim, "--spacing odd", "odd"), (cosine_ddim, "--clip 0", "--clip"),
@@ -875,7 +964,7 @@ def test_fid_says_what_a_score_means(tmp_path, capsys):
 
 
 def test_readme_and_help_agree_with_the_scripts(capsys):
-    for script in (cosine_ddim, noise_pred, karras, fid, unet):
+    for script in (cosine_ddim, noise_pred, no_t, karras, fid, unet):
         with pytest.raises(SystemExit) as stop: script.main(["--help"])
         assert stop.value.code == 0 and "--size" in capsys.readouterr().out
     readme = (HERE / "README.md").read_text()

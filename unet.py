@@ -102,12 +102,20 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
+    """Every pixel twice in each direction, then a 3x3 convolution: as one step, a transposed convolution.
+
+    Its kernel is the 3x3 one laid over itself at the four places that a doubled pixel takes, 4x4 in all. The result is
+    the same for less than half of the multiplications.
+    """
+
     def __init__(self, n):
         super().__init__()
         self.conv = nn.Conv2d(n, n, 3, padding=1)
 
     def forward(self, x):
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        w = self.conv.weight.transpose(0, 1).flip(2, 3)                    # as a transposed convolution counts them
+        w = sum(F.pad(w, (left, 1 - left, top, 1 - top)) for left in (0, 1) for top in (0, 1))
+        return F.conv_transpose2d(x, w, self.conv.bias, stride=2, padding=1)
 
 
 class Level(nn.Module):

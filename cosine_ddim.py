@@ -281,6 +281,7 @@ def main(argv=None):
     abar, _ = noise_schedule(*args.curve)
     settle(parser, args)
     args.data = find_data(args.data, args.data_dir)
+    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
 
     images, _ = fashion_mnist(args.data_dir, True, args.data, args.images)
     test = (fashion_mnist(args.data_dir, False, args.data, 25)[0] * args.input_scale).to(args.device)
@@ -292,7 +293,6 @@ def main(argv=None):
     find_noise = lambda x_t, t: model(unit_variance(x_t) if args.normalise else x_t, t).float()
     show_one_step(args.folder, find_noise, test[:16], abar, args.input_scale)
     show_dials(args.folder, test[:1] / args.input_scale, args.seed)
-    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
     trials = COMPARED if args.compare else [trial]
     records = [try_ddim(args, find_noise, origin, evaluate, abar, *trial) for trial in trials]
     comparison(records, said, lambda r: LECTURE.get(said(r), "-"))

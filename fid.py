@@ -22,7 +22,7 @@ import torchvision
 from PIL import Image, ImageDraw, ImageFont
 
 from unet import (Problem, Progress, checkpoint_path, chosen, device_name, first_line, fit, flags, load_checkpoint,
-                  origin, restore, save_atomically, script, settle)
+                  origin, read_results, restore, save_atomically, script, settle)
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 WEIGHTS = Path(__file__).parent / "weights" / "fid.pt"
@@ -164,11 +164,12 @@ def resnet(outputs, widths=(16, 32, 64, 128, 256, 512), dropout=0.1):
     return model
 
 
-def load_classifier(device, path=WEIGHTS):
+def load_classifier(device):
     """The pinned classifier, in float32 and ready to judge -> (model, its record). Raises Problem if it is damaged."""
-    state = load_checkpoint(path, needs=("model", "accuracy"), remedy="restore it from git, or python fid.py --retrain")
+    remedy = "restore it from git, or python fid.py --retrain"
+    state = load_checkpoint(WEIGHTS, needs=("model", "accuracy"), remedy=remedy)
     model = resnet(10)
-    restore(model, state["model"], path)
+    restore(model, state["model"], WEIGHTS, remedy)
     return model.to(device).eval(), state
 
 
@@ -360,19 +361,14 @@ def comparison(records, label, lecture):
 
 
 # What tells one result from another; a new one replaces the one that agrees in all of these.
-IDENTITY = ("what", "steps", "eta", "churn", "rho", "spacing", "clip", "rescue", "network", "weights", "samples", "seed",
-            "data", "device")
+IDENTITY = ("what", "steps", "eta", "churn", "rho", "spacing", "clip", "rescue", "network", "weights", "samples",
+            "seed", "data", "device")
 
 
 def save_results(folder, records):
     """Put the records into results.json, a list, where each replaces an earlier one of the same settings."""
-    path = folder / "results.json"
-    identity = lambda record: [record.get(key) for key in IDENTITY]
-    try:
-        kept = json.loads(path.read_text()) if path.exists() else []
-        kept = [old for old in kept if identity(old) not in map(identity, records)]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise Problem(f"{path} is not a list of results ({error}): delete it")
+    path, identity = folder / "results.json", lambda record: [record.get(key) for key in IDENTITY]
+    kept = [old for old in read_results(folder) if identity(old) not in map(identity, records)]
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(kept + records, indent=1) + "\n")
     temporary.replace(path)
@@ -448,7 +444,7 @@ def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 4
             if kind == "bars":
                 half = abs(points[1][0] - points[0][0]) / 2 if len(points) > 1 else 4
                 draw.rectangle((x - half, y, x + half, bottom), tuple(c + (255 - c) // 2 for c in colour))
-        draw.text((right - 8, top + 6 + 16 * i), name, colour, font, anchor="ra")
+        draw.text((right - 8, top + 6 + 16 * i), name, colour, font, anchor="ra", stroke_width=3, stroke_fill="white")
     draw.rectangle((left, top, right, bottom), outline=INK)
     draw.text((left, 14), title, INK, font, anchor="lm")
     draw.text(((left + right) / 2, size[1] - 14), x_label, INK, font, anchor="mm")

@@ -421,6 +421,7 @@ def main(argv=None):
     args.sig_data = args.sig_data or 0.66 * args.input_scale
     settle(parser, args)
     args.data = find_data(args.data, args.data_dir)
+    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
     images, _ = fashion_mnist(args.data_dir, True, args.data, args.images)
 
     if args.model == "karras":
@@ -429,7 +430,6 @@ def main(argv=None):
         model, origin = cosine_ddim.network(args, images.mul_(args.input_scale), input_scale=args.input_scale)
         denoiser = lambda x, sig: denoise_epsilon(model, x, sig)
     show_schedule(args.folder, args.steps)
-    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
     exact = lambda noise: sample(sample_heun, denoiser, noise, sigmas_karras(GOAL_STEPS)) / args.input_scale
     goal, _ = generate(exact, min(64, args.samples), args.seed, args.device, amp=False)
     records = [try_sampler(args, denoiser, origin, evaluate, goal, *trial) for trial in trials]

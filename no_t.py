@@ -60,7 +60,7 @@ RESCUES = {"every": lambda last: True, "none": lambda last: False, "last": lambd
 def sample(find_noise, predict, x, ts, eta=1.0, clip=2.0, rescue="every"):
     """Lesson 1's sample with a network that is not told t: yields (x_0_hat, x_t, what was predicted) after every step.
 
-    find_noise(x_t), predict(x_t) -> alphabar (N,). Where the rescue is on, predicted alphabar takes the clock's place in
+    find_noise(x_t), predict(x_t) -> alphabar (N,). Where the rescue is on, what is predicted takes the clock's place in
     the estimate of the clean image, and nowhere else: the noise that is there is removed, not what should be there.
     The last call, at t = 0, is idle in lesson 1: its alphabar is 1, and nothing is left to remove. With a predicted
     alphabar it removes what noise there is after all.
@@ -78,7 +78,7 @@ def sample(find_noise, predict, x, ts, eta=1.0, clip=2.0, rescue="every"):
 LECTURE = {("none", 1.0): "22.3 (9..12 x)", ("every", 1.0): "3.88 (1.5..2.0 x)", ("every", 0.5): "4.58 (1.8..2.4 x)",
            ("every", 0.0): "5.75 (2.2..3.0 x)"}
 
-COMPARED = [("none", 1.0), ("none", 0.5), ("none", 0.0), ("every", 1.0), ("every", 0.5), ("every", 0.0), ("last", 1.0),
+COMPARED = [("none", 1.0), ("none", 0.0), ("every", 1.0), ("every", 0.5), ("every", 0.0), ("last", 1.0),
             ("but-last", 1.0)]                                             # rescue, eta
 
 
@@ -111,18 +111,19 @@ def show_curve(args, find_noise, predict, origin, evaluate):
         scores = [evaluate.score(estimates[:, i].clamp(-1, 1)) for i in range(args.steps)]
         curves.append((f"rescue {rescue}", scores))
         strips.append(estimates[:3].flatten(0, 1))
-        records.append({"what": "curve", "steps": args.steps, "eta": args.eta, "rescue": rescue, "samples": args.samples,
-                        "floor": evaluate.floor, "floor_sd": evaluate.floor_sd, "data": args.data,
+        records.append({"what": "curve", "steps": args.steps, "eta": args.eta, "rescue": rescue, "data": args.data,
+                        "samples": args.samples, "floor": evaluate.floor, "floor_sd": evaluate.floor_sd,
                         **{f"{key}_by_step": [score[key] for score in scores] for key in ("fid", "kid", "border")},
                         **origin})
         for i, score in enumerate(scores):
             worse = i and score["kid"] > scores[i - 1]["kid"]
             print(f"rescue {rescue}, x_0_hat of step {i + 1}: {describe(score)}" + " (KID worse than before)" * worse)
     save_results(args.folder, records)
-    beside([plot([(name, range(1, args.steps + 1), [score[key] for score in scores], "line") for name, scores in curves],
-                 f"{title} of x_0_hat", "step", title, log_y=key == "fid", size=(420, 360))
-            for key, title in (("fid", "FID"), ("kid", "KID"), ("border", "residual noise"))]
-           ).save(args.folder / "curve.png")
+    steps, panels = range(1, args.steps + 1), []
+    for key, title in (("fid", "FID"), ("kid", "KID"), ("border", "residual noise")):
+        series = [(name, steps, [score[key] for score in scores], "line") for name, scores in curves]
+        panels.append(plot(series, f"{title} of x_0_hat", "step", title, log_y=key == "fid", size=(420, 360)))
+    beside(panels).save(args.folder / "curve.png")
     grid(torch.cat(strips), None, args.steps, 1, title="x_0_hat at every step: three garments without the rescue, and "
          "the same three with it").save(args.folder / "steps.png")
 
@@ -130,14 +131,14 @@ def show_curve(args, find_noise, predict, origin, evaluate):
 def show_trace(args, find_noise, predict):
     """6. What the lecture's debugging cell printed, for one batch."""
     print("step      t  alphabar: true   lowest   median  highest    x_t from      to   x_0_hat from      to")
-    ts = timesteps(args.steps).tolist()
+    ts = timesteps(args.steps)
 
     def sampler(noise):
-        x, clock = noise, iter(enumerate(ts))
-        for x_0_hat, x_next, _ in sample(find_noise, predict, noise, timesteps(args.steps), args.eta, rescue=args.rescue):
-            (i, t), told = next(clock), predict(x)
-            print(f"{i + 1:4d}  {t:5.3f}  {float(abar(t)):14.4f} {told.min():8.4f} {told.median():8.4f} {told.max():8.4f}"
-                  f"  {x.min():10.2f} {x.max():7.2f}  {x_0_hat.min():13.2f} {x_0_hat.max():7.2f}")
+        x, path = noise, sample(find_noise, predict, noise, ts, args.eta, rescue=args.rescue)
+        for i, (t, (x_0_hat, x_next, _)) in enumerate(zip(ts.tolist(), path)):
+            told = predict(x)
+            print(f"{i + 1:4d}  {t:5.3f}  {float(abar(t)):14.4f} {told.min():8.4f} {told.median():8.4f} "
+                  f"{told.max():8.4f}  {x.min():10.2f} {x.max():7.2f}  {x_0_hat.min():13.2f} {x_0_hat.max():7.2f}")
             x = x_next
         return x
     generate(sampler, BATCH, args.seed, args.device, batch=BATCH)
@@ -161,6 +162,8 @@ def main(argv=None):
     args.steps, args.input_scale = args.steps or (20 if args.curve or args.trace else 100), 0.5
     settle(parser, args)
     args.data = find_data(args.data, args.data_dir)
+    if not args.trace:
+        evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
     x0 = fashion_mnist(args.data_dir, True, args.data, args.images)[0].mul_(args.input_scale)
 
     # Lesson 2's network, by lesson 2's recipe: --epochs, --batch-size, --lr and --retrain are about this lesson's.
@@ -175,7 +178,6 @@ def main(argv=None):
     told = lambda x_t: predict(tmodel, x_t)
     if args.trace: return show_trace(args, find_noise, told)
 
-    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
     if args.curve: return show_curve(args, find_noise, told, origin, evaluate)
     trials = COMPARED if args.compare else [(args.rescue, args.eta)]
     records = [try_rescue(args, find_noise, told, origin, evaluate, *trial) for trial in trials]

@@ -14,7 +14,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from fid import fashion_mnist, find_data, grid, plot, resnet, run, save_results, stand_in
+from fid import beside, fashion_mnist, find_data, grid, plot, resnet, run, save_results, stand_in
 from unet import flags, script, settle, train
 
 RECIPE = {"lecture": dict(epochs=20, batch_size=512, lr=1e-2),
@@ -102,9 +102,25 @@ def show_guesses(folder, model, x0, target, input_scale):
     told, actual = alphabar(answer, target), alphabar(truth, target)
     grid(x_t[:16] / 2, [f"{a:.2f} is {b:.2f}" for a, b in zip(told[:16], actual[:16])], 8, 3,
          title="predicted and actual alphabar").save(folder / f"guesses-{target}.png")
-    plot([("test images", actual, told, "dots"), ("right", [0, 1], [0, 1], "line")], f"asked for: {target}",
-         "actual alphabar", "predicted alphabar", size=(480, 480)).save(folder / f"scatter-{target}.png")
+    off, middles = (told - actual).abs(), (torch.arange(20) + 0.5) / 20
+    by_level = [off[(actual - middle).abs() < 0.025].mean() for middle in middles]
+    beside([plot([("test images", actual, told, "dots"), ("right", [0, 1], [0, 1], "line")], f"asked for: {target}",
+                 "actual alphabar", "predicted alphabar", size=(480, 480)),
+            plot([("network", middles, by_level, "line"), ("best unbiased guess", middles,
+                  [best(middle, x0) for middle in middles.tolist()], "line")], "mean error by noise level",
+                 "actual alphabar", "mean absolute error", size=(480, 480))]).save(folder / f"scatter-{target}.png")
     return {"mae": float((told - actual).abs().mean()), "logit_mse": flat_mse(told.logit(), actual.logit()).item()}
+
+
+def best(level, x0):
+    """The mean absolute error of the best unbiased guess of alphabar by one who knows the image: what can be hoped for.
+
+    In each of its n pixels x_t is Gaussian, with mean sqrt(a) x0 and variance 1 - a. That tells of a (its Fisher
+    information) n / (2 (1 - a)^2) + |x0|^2 / (4 a (1 - a)), and the variance of a guess is one over that at best
+    (Cramer-Rao). Near 0 one can do better, knowing that alphabar is not below 0.
+    """
+    told = x0[0].numel() / (2 * (1 - level) ** 2) + float(x0.square().sum((1, 2, 3)).mean()) / (4 * level * (1 - level))
+    return math.sqrt(2 / (math.pi * told))
 
 
 def errors(model, x0, target):
@@ -135,8 +151,8 @@ def main(argv=None):
     if args.compare and args.target: parser.error("--compare trains both targets, without --target")
     settle(parser, args)
     args.data = find_data(args.data, args.data_dir)
-    x0 = fashion_mnist(args.data_dir, True, args.data, args.images)[0] * 0.5
-    test = fashion_mnist(args.data_dir, False, args.data, args.images)[0] * 0.5
+    x0 = fashion_mnist(args.data_dir, True, args.data, args.images)[0].mul_(0.5)
+    test = fashion_mnist(args.data_dir, False, args.data, args.images)[0].mul_(0.5)
     torch.manual_seed(args.seed)
     show_question(args.folder, test[:25], 0.5)
     show_baselines(test)
@@ -153,10 +169,11 @@ def main(argv=None):
               f"{record['test_loss']:.4f} on the test images{' (lecture: 0.075)' * (target == 'logit')}; squared error "
               f"of the logit {record['logit_mse']:.3f}, mean error of alphabar {record['mae']:.4f}; "
               f"{origin['train_seconds']:.0f} s of training on {origin['trained_on']}{stand_in(args.data)}")
-    print("alphabar       " + "".join(f"{level:9g}" for level in LEVELS))
+    print("error at alphabar of          " + "".join(f"{level:8g}" for level in LEVELS))
     for target, record in table.items():
-        for row, name in ((0, "mean error"), (1, "of logit")):
-            print(f"{target:9}{name:>11}"[:20].ljust(20) + "".join(f"{e[row]:9.4f}" for e in record["errors"]))
+        for row, name in ((0, "mean, of alphabar"), (1, "root mean sq., logit")):
+            print(f"{target:9}{name:21}" + "".join(f"{error[row]:8.4f}" for error in record["errors"]))
+    print("the best unbiased guess, mean " + "".join(f"{best(level, test):8.4f}" for level in LEVELS))
 
 
 if __name__ == "__main__":

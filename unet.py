@@ -524,6 +524,19 @@ def settle(parser, args):
         probe.unlink()
     except OSError as error:
         raise Problem(f"cannot write to the folder {args.folder} ({error.strerror})")
+    read_results(args.folder)                                              # better now than after an hour
+
+
+def read_results(folder):
+    """The records in a folder's results.json, a list of dictionaries; raises Problem where the file is not that."""
+    path = folder / "results.json"
+    try:
+        records = json.loads(path.read_text()) if path.exists() else []
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            raise ValueError("no list of records")
+    except ValueError as error:
+        raise Problem(f"{path} is not a list of results ({first_line(error)}): delete it")
+    return records
 
 
 def pick_device(name):

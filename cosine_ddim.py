@@ -216,7 +216,7 @@ def try_ddim(args, find_noise, origin, evaluate, abar, steps, eta, spacing, clip
         for _, x in sample(find_noise, noise, timesteps(steps, spacing), eta, bound, abar): pass
         return x / args.input_scale
     images, seconds = generate(sampler, args.samples, args.seed, args.device)
-    images = images.clamp(-1, 1)
+    images.clamp_(-1, 1)
     record = {"what": "ddim", "steps": steps, "evaluations": steps, "eta": eta, "spacing": spacing, "clip": clip,
               "schedule": called(args.curve), "input_scale": args.input_scale, "normalise": args.normalise,
               **evaluate.score(images), "sample_seconds": round(seconds, 1), **origin}

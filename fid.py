@@ -218,9 +218,13 @@ def retrain(args):
 # ---------------------------------------------------------------------------------------------- the scores
 
 def statistics(features):
-    """Mean (d,) and covariance (d, d) of (N, d) features, in float64."""
-    features = np.asarray(features, dtype=np.float64)
-    return features.mean(0), np.cov(features, rowvar=False)
+    """Mean (d,) and covariance (d, d) of (N, d) features, in float64; no copy of all the features is made."""
+    features = np.asarray(features)
+    mean, total = features.mean(0, dtype=np.float64), 0.0
+    for start in range(0, len(features), 1024):
+        off = features[start:start + 1024] - mean
+        total = total + off.T @ off
+    return mean, total / (len(features) - 1)
 
 
 def frechet_distance(mu1, cov1, mu2, cov2):
@@ -245,13 +249,13 @@ def kernel_distance(feats1, feats2, subsets=100, size=1000, seed=0):
     (N, d), (M, d) features -> float: 0 on average for two draws of the same thing, so it can be a little below.
     Binkowski et al. 2018, section 4; each subset takes min(size, N, M) of each side, from a fixed generator.
     """
-    feats1, feats2 = (torch.as_tensor(f).cpu().double() for f in (feats1, feats2))
+    feats1, feats2 = (torch.as_tensor(f).cpu() for f in (feats1, feats2))
     n, d = min(size, len(feats1), len(feats2)), feats1.shape[1]
     random, total = np.random.default_rng(seed), 0.0
     kernel = lambda a, b: (a @ b.T / d + 1) ** 3
     for _ in range(subsets):
-        x = feats1[torch.from_numpy(random.choice(len(feats1), n, replace=False))]
-        y = feats2[torch.from_numpy(random.choice(len(feats2), n, replace=False))]
+        x = feats1[torch.from_numpy(random.choice(len(feats1), n, replace=False))].double()
+        y = feats2[torch.from_numpy(random.choice(len(feats2), n, replace=False))].double()
         xx, yy = kernel(x, x), kernel(y, y)                                # an image is not compared with itself:
         same = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (n * (n - 1))
         total += float(same - 2 * kernel(x, y).mean())
@@ -259,10 +263,13 @@ def kernel_distance(feats1, feats2, subsets=100, size=1000, seed=0):
 
 
 def residual_noise(images):
-    """Standard deviation of the outermost 2 pixels of (N, 1, 32, 32) images, which are exactly -1 in every real one."""
+    """Standard deviation of the outermost 2 pixels of (N, 1, 32, 32) images, which are exactly -1 in every real one.
+
+    As they are seen: clamped to [-1, 1].
+    """
     border = torch.ones(images.shape[-2:], dtype=torch.bool)
     border[2:-2, 2:-2] = False
-    return float(images[:, 0, border].std())
+    return float(images[:, 0, border].clamp(-1, 1).std())
 
 
 class ImageEval:
@@ -306,7 +313,7 @@ class ImageEval:
             raise Problem(f"images to be scored are (N, 1, 32, 32), not {tuple(images.shape)}")
         if len(images) < 2: raise Problem("a score needs two images at least")
         if not images.isfinite().all(): raise Problem("images to be scored hold NaN or infinity")
-        return run(self.model[:-2], images.float().clamp(-1, 1))
+        return torch.cat([run(self.model[:-2], some.float().clamp(-1, 1)) for some in images.split(1024)])
 
     def fid(self, images):
         return frechet_distance(*statistics(self.features(images)), self.mean, self.cov)
@@ -320,7 +327,7 @@ class ImageEval:
         with torch.no_grad():
             seen = self.model[-1](features.to(next(self.model.parameters()).device)).argmax(1).cpu()
         return {"fid": frechet_distance(*statistics(features), self.mean, self.cov),
-                "kid": kernel_distance(features, self.real), "border": residual_noise(images.clamp(-1, 1)),
+                "kid": kernel_distance(features, self.real), "border": residual_noise(images),
                 "classes": torch.bincount(seen, minlength=10).tolist(), "samples": len(images),
                 "floor": self.floor, "floor_sd": self.floor_sd, "data": self.data}
 
@@ -361,17 +368,15 @@ def comparison(records, label, lecture):
 
 
 # What tells one result from another; a new one replaces the one that agrees in all of these.
-IDENTITY = ("what", "steps", "eta", "churn", "rho", "spacing", "clip", "rescue", "network", "weights", "samples",
-            "seed", "data", "device")
+IDENTITY = ("what", "steps", "eta", "churn", "rho", "spacing", "clip", "rescue", "network", "weights", "predictor",
+            "samples", "seed", "data", "device")
 
 
 def save_results(folder, records):
     """Put the records into results.json, a list, where each replaces an earlier one of the same settings."""
     path, identity = folder / "results.json", lambda record: [record.get(key) for key in IDENTITY]
     kept = [old for old in read_results(folder) if identity(old) not in map(identity, records)]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(kept + records, indent=1) + "\n")
-    temporary.replace(path)
+    save_atomically(json.dumps(kept + records, indent=1) + "\n", path)
 
 
 # ---------------------------------------------------------------------------------------------- pictures

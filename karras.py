@@ -339,7 +339,7 @@ def try_sampler(args, denoiser, origin, evaluate, goal, name, steps, options):
     sigs = sigmas_karras(steps, rho=args.rho)
     walk = lambda noise: sample(SAMPLERS[name], denoiser, noise, sigs, **options) / args.input_scale
     images, seconds = generate(walk, args.samples, args.seed, args.device)
-    images = images.clamp(-1, 1)
+    images.clamp_(-1, 1)
     # Solver error: how far from where 200 steps of Heun end, from the same noise. Fresh noise ends elsewhere by design.
     solver_error = None
     if not any(options.values()):
@@ -353,6 +353,20 @@ def try_sampler(args, denoiser, origin, evaluate, goal, name, steps, options):
     print(f"    {record['evaluations']} evaluations of the network"
           + ("" if solver_error is None else f", solver error {solver_error:.4f}"))
     return record
+
+
+@torch.no_grad()
+def show_paths(folder, denoiser, input_scale, device, seed):
+    """8. One garment on its way out of the noise, by each sampler in 20 steps, of which every other is drawn."""
+    sigs, pictures = sigmas_karras(20), []
+    noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(seed)).to(device) * sigs[0].item()
+    shown = sigs[2::2].tolist()                                            # what is reached, not where a step begins
+    for name in SAMPLERS:
+        torch.manual_seed(seed)
+        path = list(SAMPLERS[name](denoiser, noise, sigs))[1::2]
+        pictures += [x / max(sig, input_scale) for x, sig in zip(path, shown)]
+    grid(torch.cat(pictures), [f"{sig:.2g}" for sig in shown] * len(SAMPLERS), len(shown),
+         title="from noise to clothes, by sigma; from above: " + ", ".join(SAMPLERS)).save(folder / "paths.png")
 
 
 def show_comparison(folder, records):
@@ -433,7 +447,9 @@ def main(argv=None):
     exact = lambda noise: sample(sample_heun, denoiser, noise, sigmas_karras(GOAL_STEPS)) / args.input_scale
     goal, _ = generate(exact, min(64, args.samples), args.seed, args.device, amp=False)
     records = [try_sampler(args, denoiser, origin, evaluate, goal, *trial) for trial in trials]
-    if args.compare: show_comparison(args.folder, records)
+    if args.compare:
+        show_paths(args.folder, denoiser, args.input_scale, args.device, args.seed)
+        show_comparison(args.folder, records)
     last = records[-1]
     print(f"Pictures and results.json are in {args.folder}. {said(last)}: {describe(last)}")
 

@@ -38,9 +38,9 @@ def noisify(x0, al_t=None, target="logit"):
     return (x_t,), al_t.logit() if target == "logit" else al_t
 
 
-def alphabar(answer, target="logit"):
+def alphabar(pred, target="logit"):
     """The network's answers (N, 1) or (N,) as alphabar (N,), in the range that noisify draws from."""
-    return (answer.sigmoid() if target == "logit" else answer).flatten().clamp(1e-5, 1 - 1e-5)
+    return (pred.sigmoid() if target == "logit" else pred).flatten().clamp(1e-5, 1 - 1e-5)
 
 
 def flat_mse(pred, target):
@@ -53,6 +53,8 @@ def flat_mse(pred, target):
 
 
 # ---------------------------------------------------------------------------------------------- the lesson
+
+INPUT_SCALE = 0.5               # images in -0.5..0.5, as in all lessons
 
 LEVELS = (0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999)
 
@@ -71,24 +73,24 @@ class Constant(torch.nn.Module):
 def guess(model, x0, al_t=None, target="logit", seed=0):
     """-> the network's answers (N,) to noised images x0 (N, 1, H, W), the right ones (N,), and the noised images."""
     torch.manual_seed(seed)
-    (x_t,), truth = noisify(x0, al_t, target)
-    return run(model, x_t).flatten(), truth, x_t
+    (x_t,), actual = noisify(x0, al_t, target)
+    return run(model, x_t).flatten(), actual, x_t
 
 
-def show_question(folder, x0, input_scale):
+def show_question(folder, x0):
     """1. Noised images and what is asked of them: 0 is as much noise as image, 3 little noise, -3 much."""
-    (x_t,), truth = noisify(x0)
-    brightness = (truth.sigmoid() * input_scale ** 2 + 1 - truth.sigmoid()).sqrt()[:, None, None, None]
-    grid(x_t / brightness, [f"{logit:.2f}" for logit in truth], 13,
+    (x_t,), logit = noisify(x0)
+    brightness = (logit.sigmoid() * INPUT_SCALE ** 2 + 1 - logit.sigmoid()).sqrt()[:, None, None, None]
+    grid(x_t / brightness, [f"{number:.2f}" for number in logit], 13,
          title="noised images and the logit of alphabar").save(folder / "question.png")
 
 
 def show_baselines(x0):
-    """2 and 3. What counts as good: the loss of a constant answer, twice; and the trap of shapes that do not match."""
+    """2. What counts as good: the loss of a constant answer, twice; and the trap of shapes that do not match."""
     (_,), batch = noisify(x0[:512])
     for answer, expected in ((0.0, math.pi ** 2 / 3), (0.5, math.pi ** 2 / 3 + 0.25)):
-        told, truth, _ = guess(Constant(answer), x0)
-        print(f"always answering {answer:g}: loss {flat_mse(told, truth):.2f} in a pass over {len(x0)} test images, "
+        pred, actual, _ = guess(Constant(answer), x0)
+        print(f"always answering {answer:g}: loss {flat_mse(pred, actual):.2f} in a pass over {len(x0)} test images, "
               f"{F.mse_loss(torch.full_like(batch, answer), batch):.2f} on a batch, {expected:.2f} expected"
               + " (the lecture's 3.5)" * (answer == 0.5))
     column = batch[:, None]                                                # the right answer, as a network shapes it
@@ -96,50 +98,47 @@ def show_baselines(x0):
           f"are averaged, {flat_mse(column, batch):.2f} flattened")
 
 
-def show_guesses(folder, model, x0, target, input_scale):
-    """5. Predicted beside actual alphabar: sixteen images, and all test images as dots."""
-    answer, truth, x_t = guess(model, x0, target=target)
-    told, actual = alphabar(answer, target), alphabar(truth, target)
-    grid(x_t[:16] / 2, [f"{a:.2f} is {b:.2f}" for a, b in zip(told[:16], actual[:16])], 8, 3,
-         title="predicted and actual alphabar").save(folder / f"guesses-{target}.png")
-    off, middles = (told - actual).abs(), (torch.arange(20) + 0.5) / 20
-    by_level = [off[(actual - middle).abs() < 0.025].mean() for middle in middles]
-    beside([plot([("test images", actual, told, "dots"), ("right", [0, 1], [0, 1], "line")], f"asked for: {target}",
-                 "actual alphabar", "predicted alphabar", size=(480, 480)),
-            plot([("network", middles, by_level, "line"), ("best unbiased guess", middles,
-                  [best(middle, x0) for middle in middles.tolist()], "line")], "mean error by noise level",
-                 "actual alphabar", "mean absolute error", size=(480, 480))]).save(folder / f"scatter-{target}.png")
-    return {"mae": float((told - actual).abs().mean()), "logit_mse": flat_mse(told.logit(), actual.logit()).item()}
-
-
-def best(level, x0):
-    """The mean absolute error of the best unbiased guess of alphabar by one who knows the image: what can be hoped for.
-
-    In each of its n pixels x_t is Gaussian, with mean sqrt(a) x0 and variance 1 - a. That tells of a (its Fisher
-    information) n / (2 (1 - a)^2) + |x0|^2 / (4 a (1 - a)), and the variance of a guess is one over that at best
-    (Cramer-Rao). Near 0 one can do better, knowing that alphabar is not below 0.
-    """
-    told = x0[0].numel() / (2 * (1 - level) ** 2) + float(x0.square().sum((1, 2, 3)).mean()) / (4 * level * (1 - level))
-    return math.sqrt(2 / (math.pi * told))
-
-
-def errors(model, x0, target):
-    """The mean absolute error of alphabar, and the root mean squared error of its logit, at each of the LEVELS."""
-    rows = []
-    for level in LEVELS:
-        told = alphabar(guess(model, x0, torch.full((len(x0),), level), target)[0], target)
-        off = told.logit() - math.log(level / (1 - level))
-        rows.append([float((told - level).abs().mean()), float(off.square().mean().sqrt())])
-    return rows
-
-
 def network(args, x0, target="logit"):
-    """4. This lesson's network for images x0 in -b..b, trained if it was not before -> what train returns.
+    """3. This lesson's network for images x0 in -b..b, trained if it was not before -> what train returns.
 
     The lecture's residual network with a single output, in float32: this is regression to several decimals.
     """
     return train(args, "noise_pred", RECIPE, functools.partial(noisify, target=target), x0, loss=flat_mse, amp=False,
-                 build=lambda: resnet(1), target=target)
+                 build=lambda: resnet(1), target=target, input_scale=INPUT_SCALE)
+
+
+def show_guesses(folder, x0, x_t, pred, actual, target):
+    """4. Predicted beside actual alphabar (N,): sixteen images, all of them as dots, and the error by noise level."""
+    grid(x_t[:16] / 2, [f"said {a:.2f}, is {b:.2f}" for a, b in zip(pred[:16], actual[:16])], 8, 3,
+         title="predicted and actual alphabar").save(folder / f"guesses-{target}.png")
+    off, middles = (pred - actual).abs(), (torch.arange(20) + 0.5) / 20
+    by_level = [off[(actual - middle).abs() < 0.025].mean() for middle in middles]
+    beside([plot([("test images", actual, pred, "dots"), ("right", [0, 1], [0, 1], "line")], f"asked for: {target}",
+                 "actual alphabar", "predicted alphabar", size=(480, 480)),
+            plot([("network", middles, by_level, "line"), ("unbiased, and the image known", middles,
+                  [best(middle, x0) for middle in middles.tolist()], "line")], "mean error by noise level",
+                 "actual alphabar", "mean absolute error", size=(480, 480))]).save(folder / f"scatter-{target}.png")
+
+
+def best(level, x0):
+    """The least mean absolute error of an unbiased guess of alphabar by one who knows the image (Cramer-Rao).
+
+    In each of its n pixels x_t is Gaussian, with mean sqrt(a) x0 and variance 1 - a. That tells of a (its Fisher
+    information) n / (2 (1 - a)^2) + |x0|^2 / (4 a (1 - a)), and the variance of a guess is one over that at best.
+    The network does not know the image; but near 0 it can do better, as it knows that alphabar is not below 0.
+    """
+    information = x0[0].numel() / (2 * (1 - level) ** 2) + x0.square().sum((1, 2, 3)) / (4 * level * (1 - level))
+    return float((2 / (math.pi * information)).sqrt().mean())
+
+
+def errors(model, x0, target):
+    """5. The mean absolute error of alphabar, and the root mean squared error of its logit, at each of the LEVELS."""
+    rows = []
+    for level in LEVELS:
+        pred = alphabar(guess(model, x0, torch.full((len(x0),), level), target)[0], target)
+        off = pred.logit() - math.log(level / (1 - level))
+        rows.append([float((pred - level).abs().mean()), float(off.square().mean().sqrt())])
+    return rows
 
 
 @script
@@ -149,31 +148,37 @@ def main(argv=None):
     parser.add_argument("--compare", action="store_true", help="both targets, on one scale")
     args = parser.parse_args(argv)
     if args.compare and args.target: parser.error("--compare trains both targets, without --target")
+    if args.samples: parser.error("--samples: nothing is sampled in this lesson")
     settle(parser, args)
     args.data = find_data(args.data, args.data_dir)
-    x0 = fashion_mnist(args.data_dir, True, args.data, args.images)[0].mul_(0.5)
-    test = fashion_mnist(args.data_dir, False, args.data, args.images)[0].mul_(0.5)
+    x0 = fashion_mnist(args.data_dir, True, args.data, args.images)[0].mul_(INPUT_SCALE)
+    test = fashion_mnist(args.data_dir, False, args.data, args.images)[0].mul_(INPUT_SCALE)
     torch.manual_seed(args.seed)
-    show_question(args.folder, test[:25], 0.5)
+    show_question(args.folder, test[:25])
     show_baselines(test)
     table = {}
     for target in ("logit", "alphabar") if args.compare else (args.target or "logit",):
         model, origin = network(args, x0, target)
-        answer, truth, _ = guess(model, test, target=target)
-        record = {"what": target, "test_loss": flat_mse(answer, truth).item(), "levels": LEVELS,
-                  **show_guesses(args.folder, model, test, target, 0.5), "errors": errors(model, test[:1000], target),
-                  "data": args.data, **origin}
-        save_results(args.folder, [record])
-        table[target] = record
-        print(f"asked for {target}: loss {origin['loss']:.4f} over the last 100 steps of training, "
-              f"{record['test_loss']:.4f} on the test images{' (lecture: 0.075)' * (target == 'logit')}; squared error "
-              f"of the logit {record['logit_mse']:.3f}, mean error of alphabar {record['mae']:.4f}; "
-              f"{origin['train_seconds']:.0f} s of training on {origin['trained_on']}{stand_in(args.data)}")
+        pred, actual, _ = guess(model, x0[:10_000], target=target)
+        train_loss = flat_mse(pred, actual).item()
+        pred, actual, x_t = guess(model, test, target=target)
+        test_loss = flat_mse(pred, actual).item()
+        pred, actual = alphabar(pred, target), alphabar(actual, target)
+        show_guesses(args.folder, test, x_t, pred, actual, target)
+        table[target] = {"what": target, "train_loss": train_loss, "test_loss": test_loss,
+                         "mae": float((pred - actual).abs().mean()),
+                         "logit_mse": flat_mse(pred.logit(), actual.logit()).item(),
+                         "levels": LEVELS, "errors": errors(model, test[:1000], target), "data": args.data, **origin}
+        save_results(args.folder, [table[target]])
+        print(f"asked for {target}: mean squared error of that {train_loss:.4f} on images of the training set, "
+              f"{test_loss:.4f} on the test images{' (lecture: 0.075)' * (target == 'logit')}; mean error of alphabar "
+              f"{table[target]['mae']:.4f}; {origin['train_seconds']:.0f} s of training on {origin['trained_on']}"
+              f"{stand_in(args.data)}")
     print("error at alphabar of          " + "".join(f"{level:8g}" for level in LEVELS))
     for target, record in table.items():
         for row, name in ((0, "mean, of alphabar"), (1, "root mean sq., logit")):
             print(f"{target:9}{name:21}" + "".join(f"{error[row]:8.4f}" for error in record["errors"]))
-    print("the best unbiased guess, mean " + "".join(f"{best(level, test):8.4f}" for level in LEVELS))
+    print("unbiased, image known: mean   " + "".join(f"{best(level, test):8.4f}" for level in LEVELS))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -230,6 +231,13 @@ def test_frechet_distance_of_gaussians_with_known_answer():
     root_trace = math.sqrt(np.trace(product) + 2 * math.sqrt(np.linalg.det(product)))
     expected = np.trace(a) + np.trace(b) - 2 * root_trace
     assert fid.frechet_distance(np.zeros(2), a, np.zeros(2), b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_statistics():
+    features = np.random.default_rng(0).normal(3, 1, size=(3000, 5)).astype(np.float32)
+    mean, cov = fid.statistics(torch.from_numpy(features))
+    assert np.allclose(mean, features.mean(0, dtype=np.float64)) and mean.dtype == cov.dtype == np.float64
+    assert np.allclose(cov, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-10)
 
 
 def test_frechet_distance_with_fewer_samples_than_features():
@@ -720,9 +728,13 @@ def test_the_network_is_never_told_t():
     torch.manual_seed(0)
     (expected, _), same_noise = cosine_ddim.noisify(x0, t)
     assert torch.equal(x_t, expected) and torch.equal(noise, same_noise)
+    model = fill(small_net())                                                # so its answer depends on x_t alone
+    with torch.no_grad():
+        answers = model(*no_t.noisify(x0, t)[0]), model(*cosine_ddim.noisify(x0, t)[0])
+        torch.manual_seed(0)
+        (again, told), _ = no_t.noisify(x0, t)
+        assert torch.equal(model(again, told), model(x_t, 0.0)) and not torch.allclose(*answers, atol=0.1)
     assert torch.equal(told, torch.zeros(6))
-    model = fill(small_net())                                                # so its answer is that of t = 0
-    with torch.no_grad(): assert torch.equal(model(x_t, told), model(x_t, torch.zeros_like(t)))
 
 
 def test_predictions_far_from_the_median_are_moved_nearer():
@@ -787,21 +799,29 @@ def test_noise_pred_from_end_to_end(tmp_path, capsys):
 
 
 def test_no_t_from_end_to_end(tmp_path, capsys):
-    run(no_t.main, tmp_path, "--steps", "4")                                 # from an empty folder: lesson 2 first
+    run(no_t.main, tmp_path, "--steps", "4")                                 # from an empty folder: lesson 2 as well
     out, folder = capsys.readouterr().out, tmp_path / "no_t"
     assert out.count("epoch 1/1") == 2 and "lecture: 0.034" in out and "drawn clothes, not Fashion-MNIST" in out
+    assert "with t not known" in out
     assert len(list((tmp_path / "noise_pred").glob("*.pt"))) == len(list(folder.glob("*.pt"))) == 1
-    record = json.loads((folder / "results.json").read_text())[0]
-    assert (record["what"], record["steps"], record["eta"], record["rescue"]) == ("no t", 4, 1, "every")
-    run(no_t.main, tmp_path, "--steps", "4")                                 # again: same numbers, and no training
+    plain, rescued = json.loads((folder / "results.json").read_text())
+    assert [(r["what"], r["steps"], r["eta"], r["rescue"]) for r in (plain, rescued)] == [
+        ("no t", 4, 1, "none"), ("no t", 4, 1, "every")]
+    assert (plain["predictions"], rescued["predictions"]) == (0, 4) and plain["fid"] != rescued["fid"]
+    run(no_t.main, tmp_path, "--steps", "4", "--rescue", "every")            # again: same numbers, and no training
     assert "epoch" not in capsys.readouterr().out
     again = json.loads((folder / "results.json").read_text())
-    assert len(again) == 1 and all(again[0][k] == record[k] for k in ("fid", "kid", "border", "classes"))
+    assert len(again) == 2 and all(again[1][k] == rescued[k] for k in ("fid", "kid", "border", "classes"))
     run(noise_pred.main, tmp_path)                                           # the same network as lesson 2's own
     assert "epoch" not in capsys.readouterr().out
+    run(cosine_ddim.main, tmp_path, "--steps", "2")                          # and now the loss with t is known
+    known = json.loads((tmp_path / "cosine_ddim" / "results.json").read_text())[0]["loss"]
+    capsys.readouterr()
 
     run(no_t.main, tmp_path, "--trace", "--steps", "3", "--rescue", "none")
-    table = capsys.readouterr().out.split("x_0_hat from")[1].splitlines()[1:]
+    out = capsys.readouterr().out
+    assert f"with t {known:.4f}" in out
+    table = out.split("x_0_hat from")[1].splitlines()[1:]
     assert [line.split()[:2] for line in table] == [["1", "0.667"], ["2", "0.333"], ["3", "0.000"]]
     assert [float(line.split()[2]) for line in table] == pytest.approx([0.25, 0.75, 1], abs=1e-3)
 
@@ -828,7 +848,7 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("lesson, argv", [(karras, ["--steps", "3"]), (karras, ["--steps", "3", "--model", "cosine"]),
-                                          (cosine_ddim, ["--steps", "3"])])
+                                          (cosine_ddim, ["--steps", "3"]), (no_t, ["--steps", "3"])])
 def test_images_are_scored_in_the_range_of_real_ones(tmp_path, monkeypatch, lesson, argv):
     """Put real images in place of the noise, and samplers that leave them alone: what is scored is the real images."""
     real, _ = fid.fashion_mnist(data="drawn", count=64)
@@ -838,6 +858,7 @@ def test_images_are_scored_in_the_range_of_real_ones(tmp_path, monkeypatch, less
     monkeypatch.setattr(karras, "sample_heun", still)
     monkeypatch.setitem(karras.SAMPLERS, "lms", still)
     monkeypatch.setattr(cosine_ddim, "sample", lambda find_noise, x, *rest: iter([(x, x)]))
+    monkeypatch.setattr(no_t, "sample", lambda find_noise, predict, x, *rest, **more: iter([(x, x, None)]))
 
     def score(self, images):
         assert torch.allclose(images, real, atol=1e-5)
@@ -910,7 +931,7 @@ def test_karras_compare(tmp_path, capsys, monkeypatch):
     records = json.loads((tmp_path / "karras" / "results.json").read_text())
     assert [r["what"] for r in records] == ["euler", "ancestral", "heun", "lms", "dpmpp_2m"]
     assert [r["solver_error"] is None for r in records] == [False, True, False, False, False]
-    assert (tmp_path / "karras" / "compare.png").exists()
+    assert (tmp_path / "karras" / "compare.png").exists() and (tmp_path / "karras" / "paths.png").exists()
     assert "solver error" in capsys.readouterr().out
 
 
@@ -931,7 +952,8 @@ def test_karras_compare(tmp_path, capsys, monkeypatch):
     (karras, "--data none", "--data"), (noise_pred, "--out-dir /proc/x", "cannot write"),
     (cosine_ddim, "--compare --eta 0", "--compare"), (noise_pred, "--compare --target logit", "--compare"),
     (noise_pred, "--target sigma", "sigma"), (no_t, "--compare --eta 0", "--compare sets --eta"),
-    (no_t, "--curve --rescue last", "--rescue"), (no_t, "--compare --trace", "not allowed with"),
+    (no_t, "--curve --rescue last", "--rescue"), (noise_pred, "--samples 9", "nothing is sampled"),
+    (no_t, "--compare --trace", "not allowed with"), (no_t, "--trace --samples 9", "--trace follows one batch"),
     (no_t, "--rescue magic", "magic"), (no_t, "--steps 1", "whole number from 2"),
     (karras, "--model cosine --sig-data 0.5", "belong to --model karras"),
     (cosine_ddim, "--steps 1", "--steps: '1' is not a whole number from 2"), (cosine_ddim, "--eta 1.5", "--eta"),
@@ -1004,6 +1026,18 @@ def test_no_temporary_or_foreign_file_is_taken_for_a_checkpoint(tmp_path):
     for name in ("n.pt.tmp", "n.part.tmp", "m.pt"): (tmp_path / name).write_bytes(b"half a file")
     unet.fit(model := Line(), noisy, torch.ones(32, 1, 4, 4), path=path, **recipe)
     assert model.w != 0 and torch.equal(torch.load(path)["model"]["w"], model.w.data)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    path, limits = tmp_path / "n.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    unet.save_atomically({"settings": {}, "model": 1}, path)
+    for content in ({"settings": {}, "model": torch.zeros(100_000)}, 100_000 * "x"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))       # no file larger than that
+        try:
+            with pytest.raises(unet.Problem, match="n.pt cannot be written"): unet.save_atomically(content, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert unet.load_checkpoint(path)["model"] == 1 and [p.name for p in tmp_path.iterdir()] == ["n.pt"]
 
 
 KILLED = """

@@ -319,16 +319,26 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     record = {"losses": losses.cpu(), "seconds": before + time.time() - started, "device": device_name(device)}
     if path:
         save_atomically({"settings": settings, "model": model.state_dict(), **record}, path)
-        for suffix in (".part", ".retrain"): path.with_suffix(suffix).unlink(missing_ok=True)
+        for left in (path.with_suffix(".part"), path.with_suffix(".retrain"), *path.parent.glob(f"{path.stem}.*.tmp")):
+            left.unlink(missing_ok=True)                                   # .tmp: killed as it was written
     return record
 
 
 def save_atomically(content, path):
-    """Write beside the file, then rename: whoever looks, at whatever moment, sees a whole file, the old or the new."""
+    """Write beside the file, then rename: whoever looks, at whatever moment, sees a whole file, the old or the new.
+
+    content: text, or what torch.save can save. Two scripts that write the same file do not meet in the temporary one.
+    Raises Problem where it cannot be written, as on a full disk; the old file is left as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(content) if isinstance(content, str) else torch.save(content, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:                               # the latter is torch's
+        raise Problem(f"{path} cannot be written ({first_line(error)})")
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path, settings=None, needs=("model",), remedy="delete it, or --retrain"):
@@ -392,7 +402,7 @@ def train(args, lesson, recipes, noisify, images, *, build=None, loss=F.mse_loss
     path = checkpoint_path(args.out_dir / lesson, settings)
     record = fit(model, noisify, images.to(args.device), loss=loss, path=path, settings=settings, seed=args.seed,
                  retrain=args.retrain, amp=amp, **recipe)
-    weights = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()[:10]
+    weights = hashlib.sha256(b"".join(p.cpu().numpy().tobytes() for p in model.state_dict().values())).hexdigest()[:10]
     return model, {"network": path.stem, "weights": weights, **recipe, "loss": float(record["losses"][-100:].mean()),
                    "train_seconds": round(record["seconds"], 1), "trained_on": record["device"], **origin(args, amp)}
 
@@ -406,14 +416,16 @@ def generate(sampler, n, seed, device, batch=None, amp=True):
     """
     batch = batch or (256 if device.type == "cpu" else 1024)
     torch.manual_seed(step_seed(seed, 1))
-    generator, line, out, started = torch.Generator().manual_seed(seed), Progress(), [], time.time()
+    generator, line, out, started = torch.Generator().manual_seed(seed), Progress(), None, time.time()
     for start in range(0, n, batch):
         noise = torch.randn(min(batch, n - start), 1, 32, 32, generator=generator)
         with reduced(device) if amp else contextlib.nullcontext():
-            out.append(sampler(noise.to(device)).float().cpu())
+            images = sampler(noise.to(device))
+        if out is None: out = torch.empty(n, *images.shape[1:])
+        out[start:start + len(noise)] = images                             # and never all of them twice
         line(f"sampled {start + len(noise)} of {n}", end=False)
     line("", end=False)
-    return torch.cat(out), time.time() - started
+    return out, time.time() - started
 
 
 # ---------------------------------------------------------------------------------------------- what scripts share

@@ -22,7 +22,7 @@ import torchvision
 from PIL import Image, ImageDraw, ImageFont
 
 from unet import (Problem, Progress, checkpoint_path, chosen, device_name, first_line, fit, flags, load_checkpoint,
-                  origin, read_results, restore, save_atomically, script, settle)
+                  origin, read_results, restore, save_atomically, script, settle, writable)
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 WEIGHTS = Path(__file__).parent / "weights" / "fid.pt"
@@ -187,6 +187,7 @@ def retrain(args):
     """Train the classifier on the real images and pin it in float16. Shifts and mirror images make the set larger."""
     if args.size == "tiny" or find_data(args.data, args.data_dir) == "drawn":
         raise Problem("--retrain takes the whole of the real Fashion-MNIST: no --size tiny, no drawn clothes")
+    writable(WEIGHTS.parent)
     images, labels = fashion_mnist(args.data_dir, True, "fashion", args.images)
     test_images, test_labels = fashion_mnist(args.data_dir, False, "fashion")
 
@@ -209,6 +210,7 @@ def retrain(args):
     half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     model.load_state_dict(half)                                            # judged as it will be used
     accuracy = float((run(model, test_images).argmax(1) == test_labels).float().mean())
+    if accuracy < 0.93: raise Problem(f"only {accuracy:.2%} of the test images right, 93% at least: not pinned")
     save_atomically({"settings": settings, "model": half, "accuracy": accuracy, "seconds": record["seconds"],
                      "device": record["device"], "torch": str(torch.__version__)}, WEIGHTS)
     print(f"{accuracy:.2%} of the test images right after {record['seconds']:.0f} s of training on {record['device']}, "

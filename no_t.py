@@ -35,7 +35,7 @@ def noisify(x0, t=None):
 # ---------------------------------------------------------------------------------------------- the rescue
 
 BATCH = 256                     # images sampled together, over which the median is taken; the last may be fewer
-CLIP = 2.0                      # bound on x_0_hat, whose images are in -0.5..0.5: the lecture's, here for every row
+CLIP = 4.0                      # bound on x_0_hat, in units of the images' range: the lecture's 2, for images up to 0.5
 
 
 def predict(tmodel, x_t):
@@ -59,7 +59,7 @@ RESCUES = {"none": lambda last: False, "every": lambda last: True, "last": lambd
            "but-last": lambda last: not last}
 
 
-def sample(find_noise, predict, x, ts, eta=1.0, clip=CLIP, rescue="every"):
+def sample(find_noise, predict, x, ts, eta=1.0, clip=CLIP * INPUT_SCALE, rescue="every"):
     """Lesson 1's sample with a network that is not told t: yields (x_0_hat, x_t, abar_hat or None) after every step.
 
     find_noise(x_t), predict(x_t) -> alphabar (N,). Where the rescue is on, what is predicted (abar_hat) takes the
@@ -80,13 +80,15 @@ def sample(find_noise, predict, x, ts, eta=1.0, clip=CLIP, rescue="every"):
 LECTURE = {("none", 1.0): "22.3 (9..12 x)", ("every", 1.0): "3.88 (1.5..2.0 x)", ("every", 0.5): "4.58 (1.8..2.4 x)",
            ("every", 0.0): "5.75 (2.2..3.0 x)"}
 
-COMPARED = [("none", 1.0), ("none", 0.0), ("every", 1.0), ("every", 0.5), ("every", 0.0), ("last", 1.0),
-            ("but-last", 1.0)]                                             # rescue, eta
+COMPARED = [("none", 1.0, CLIP), ("none", 0.0, CLIP), ("every", 1.0, CLIP), ("every", 0.5, CLIP), ("every", 0.0, CLIP),
+            ("none", 1.0, 1.0), ("every", 1.0, 1.0), ("every", 0.5, 1.0), ("every", 0.0, 1.0), ("last", 1.0, 1.0),
+            ("but-last", 1.0, 1.0)]                                        # rescue, eta, clip
 
 
 def said(record):
-    """A result's settings in words."""
-    return f"{record['what']}, {record['steps']} steps, eta {record['eta']:g}, rescue {record['rescue']}"
+    """A result's settings in words, the lecture's clip left out."""
+    return (f"{record['what']}, {record['steps']} steps, eta {record['eta']:g}, rescue {record['rescue']}"
+            + (f", clip {record['clip']:g}" if record["clip"] != CLIP else ""))
 
 
 def show_losses(args, origin):
@@ -99,16 +101,16 @@ def show_losses(args, origin):
           + f" (lecture: 0.034 and 0.033); {origin['train_seconds']:.0f} s of training on {origin['trained_on']}")
 
 
-def try_rescue(args, find_noise, predict, origin, evaluate, rescue, eta):
+def try_rescue(args, find_noise, predict, origin, evaluate, rescue, eta, clip):
     """2 to 4. Sample, score and draw the clothes -> the record of it, which is in results.json too."""
     def sampler(noise):
-        for _, x, _ in sample(find_noise, predict, noise, timesteps(args.steps), eta, rescue=rescue): pass
+        for _, x, _ in sample(find_noise, predict, noise, timesteps(args.steps), eta, clip * INPUT_SCALE, rescue): pass
         return x / INPUT_SCALE
     images, seconds = generate(sampler, args.samples, args.seed, args.device, batch=BATCH)
     images.clamp_(-1, 1)
     asked = sum(RESCUES[rescue](step == args.steps) for step in range(1, args.steps + 1))
     record = {"what": "no t", "steps": args.steps, "evaluations": args.steps, "predictions": asked, "eta": eta,
-              "rescue": rescue, "clip": CLIP / INPUT_SCALE, "batch": BATCH, **evaluate.score(images),
+              "rescue": rescue, "clip": clip, "batch": BATCH, **evaluate.score(images),
               "sample_seconds": round(seconds, 1), **origin}
     report(said(record), record, images, args.folder)
     return record
@@ -119,7 +121,7 @@ def show_curve(args, find_noise, predict, origin, evaluate):
     curves, strips = [], []
     for rescue in ("none", "every"):
         def sampler(noise):
-            path = sample(find_noise, predict, noise, timesteps(args.steps), args.eta, rescue=rescue)
+            path = sample(find_noise, predict, noise, timesteps(args.steps), args.eta, args.clip * INPUT_SCALE, rescue)
             return torch.stack([x_0_hat.float().cpu() for x_0_hat, *_ in path], 1) / INPUT_SCALE
         estimates, _ = generate(sampler, args.samples, args.seed, args.device, batch=BATCH)
         estimates.clamp_(-1, 1)
@@ -132,7 +134,7 @@ def show_curve(args, find_noise, predict, origin, evaluate):
                   + ", a higher KID than the step before" * higher)
         del estimates                                                      # args.steps times as large as the samples
         curves.append({"what": "curve", "steps": args.steps, "eta": args.eta, "rescue": rescue, "batch": BATCH,
-                       "clip": CLIP / INPUT_SCALE, "samples": args.samples, "data": args.data, "floor": evaluate.floor,
+                       "clip": args.clip, "samples": args.samples, "data": args.data, "floor": evaluate.floor,
                        "floor_sd": evaluate.floor_sd, **origin,
                        **{f"{key}_by_step": [score[key] for score in scores] for key in ("fid", "kid", "border")}})
     save_results(args.folder, curves)
@@ -151,7 +153,7 @@ def show_trace(args, find_noise, predict):
     ts = timesteps(args.steps)
 
     def sampler(noise):
-        x, path = noise, sample(find_noise, predict, noise, ts, args.eta, rescue=args.rescue)
+        x, path = noise, sample(find_noise, predict, noise, ts, args.eta, args.clip * INPUT_SCALE, args.rescue)
         for i, (t, (x_0_hat, x_next, _)) in enumerate(zip(ts.tolist(), path)):
             pred = predict(x)
             print(f"{i + 1:4d}  {t:5.3f}  {float(abar(t)):15.4f} {pred.min():7.4f} {pred.median():8.4f} "
@@ -169,18 +171,21 @@ def main(argv=None):
     add("--steps", type=number(int, 2, 1000), help="steps of DDIM (default 100; 20 with --curve and --trace)")
     add("--eta", type=number(float, 0, 1), help="fresh noise on the way, 0 to 1 (default 1)")
     add("--rescue", choices=RESCUES, help="at which steps alphabar is predicted (default: none, and then every)")
+    add("--clip", type=number(float, 0.01, 1000), help="bound on x_0_hat: 1 is its range (default 4, the lecture's)")
     shows = parser.add_mutually_exclusive_group()
     shows.add_argument("--compare", action="store_true", help="all rescues, and three eta, in one table")
     shows.add_argument("--curve", action="store_true", help="FID and KID of x_0_hat at every step, plain and rescued")
     shows.add_argument("--trace", action="store_true", help="predicted alphabar and the clock's at every step")
     args = parser.parse_args(argv)
-    if args.compare and args.eta is not None: parser.error("--compare sets --eta itself")
+    if args.compare and (args.eta, args.clip) != (None, None): parser.error("--compare sets --eta and --clip itself")
     if args.rescue and (args.compare or args.curve): parser.error("--compare and --curve choose --rescue themselves")
     if args.samples and args.trace: parser.error("--samples: --trace follows one batch")
     args.eta = 1.0 if args.eta is None else args.eta
     args.steps = args.steps or (20 if args.curve or args.trace else 100)
-    trials = COMPARED if args.compare else [(rescue, args.eta) for rescue in ([args.rescue] if args.rescue else
-                                                                              ["none", "every"])]
+    trials = [("none", args.eta, CLIP), ("every", args.eta, CLIP), ("every", args.eta, 1.0)]
+    if args.compare: trials = COMPARED
+    if args.rescue or args.clip: trials = [(args.rescue or "every", args.eta, args.clip or CLIP)]
+    args.clip = args.clip or CLIP
     settle(parser, args)
     args.data, args.input_scale = find_data(args.data, args.data_dir), INPUT_SCALE
     if not args.trace:
@@ -202,7 +207,7 @@ def main(argv=None):
     if args.curve: return show_curve(args, find_noise, alphabar, origin, evaluate)
 
     records = [try_rescue(args, find_noise, alphabar, origin, evaluate, *trial) for trial in trials]
-    comparison(records, said, lambda r: LECTURE.get((r["rescue"], r["eta"]), "-"))
+    comparison(records, said, lambda r: LECTURE.get((r["rescue"], r["eta"]), "-") if r["clip"] == CLIP else "-")
     print("The lecture's figures are of 100 steps; its real images scored 1.9 to 2.6 on their scale.")
     last = records[-1]
     print(f"Pictures and results.json are in {args.folder}. {said(last)}: {describe(last)}")

@@ -804,14 +804,14 @@ def test_no_t_from_end_to_end(tmp_path, capsys):
     assert out.count("epoch 1/1") == 2 and "lecture: 0.034" in out and "drawn clothes, not Fashion-MNIST" in out
     assert "with t not known" in out
     assert len(list((tmp_path / "noise_pred").glob("*.pt"))) == len(list(folder.glob("*.pt"))) == 1
-    plain, rescued = json.loads((folder / "results.json").read_text())
-    assert [(r["what"], r["steps"], r["eta"], r["rescue"]) for r in (plain, rescued)] == [
-        ("no t", 4, 1, "none"), ("no t", 4, 1, "every")]
+    plain, rescued, bounded = json.loads((folder / "results.json").read_text())
+    assert [(r["what"], r["steps"], r["eta"], r["rescue"], r["clip"]) for r in (plain, rescued, bounded)] == [
+        ("no t", 4, 1, "none", 4), ("no t", 4, 1, "every", 4), ("no t", 4, 1, "every", 1)]
     assert (plain["predictions"], rescued["predictions"]) == (0, 4) and plain["fid"] != rescued["fid"]
     run(no_t.main, tmp_path, "--steps", "4", "--rescue", "every")            # again: same numbers, and no training
     assert "epoch" not in capsys.readouterr().out
     again = json.loads((folder / "results.json").read_text())
-    assert len(again) == 2 and all(again[1][k] == rescued[k] for k in ("fid", "kid", "border", "classes"))
+    assert len(again) == 3 and all(again[-1][k] == rescued[k] for k in ("fid", "kid", "border", "classes"))
     run(noise_pred.main, tmp_path)                                           # the same network as lesson 2's own
     assert "epoch" not in capsys.readouterr().out
     run(cosine_ddim.main, tmp_path, "--steps", "2")                          # and now the loss with t is known
@@ -836,7 +836,7 @@ def test_no_t_from_end_to_end(tmp_path, capsys):
 
 
 def test_no_t_compare(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(no_t, "COMPARED", [("none", 1.0), ("every", 0.0), ("last", 1.0)])
+    monkeypatch.setattr(no_t, "COMPARED", [("none", 1.0, 4.0), ("every", 0.0, 1.0), ("last", 1.0, 1.0)])
     run(no_t.main, tmp_path, "--compare", "--steps", "3")
     records = json.loads((tmp_path / "no_t" / "results.json").read_text())
     assert [(r["rescue"], r["eta"]) for r in records] == [("none", 1), ("every", 0), ("last", 1)]
@@ -951,7 +951,7 @@ def test_karras_compare(tmp_path, capsys, monkeypatch):
     (karras, "--rho 0", "--rho"), (karras, "--rho nan", "--rho"), (karras, "--churn nan", "--churn"),
     (karras, "--data none", "--data"), (noise_pred, "--out-dir /proc/x", "cannot write"),
     (cosine_ddim, "--compare --eta 0", "--compare"), (noise_pred, "--compare --target logit", "--compare"),
-    (noise_pred, "--target sigma", "sigma"), (no_t, "--compare --eta 0", "--compare sets --eta"),
+    (noise_pred, "--target sigma", "sigma"), (no_t, "--compare --eta 0", "--compare sets --eta and --clip"),
     (no_t, "--curve --rescue last", "--rescue"), (noise_pred, "--samples 9", "nothing is sampled"),
     (no_t, "--compare --trace", "not allowed with"), (no_t, "--trace --samples 9", "--trace follows one batch"),
     (no_t, "--rescue magic", "magic"), (no_t, "--steps 1", "whole number from 2"),
@@ -1134,3 +1134,38 @@ def test_readme_and_help_agree_with_the_scripts(capsys):
     readme = (HERE / "README.md").read_text()
     assert "pip install -r requirements.txt && python karras.py --sampler lms --steps 20" in readme
     assert "pip install -r requirements.txt && pytest test_all.py" in readme
+
+
+def table(heading):
+    """The rows of the README's table under a heading, as lists of cells."""
+    section = (HERE / "README.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line][1:]
+
+
+def test_everything_on_the_map_exists():
+    seen = set()
+    for moment, script, names, _ in table("The map"):
+        module, flags = sys.modules[script.strip("`").removesuffix(".py")], (HERE / script.strip("`")).read_text()
+        for name in re.findall("`([^`]+)`", names):
+            assert f'"{name}"' in flags if name.startswith("--") else hasattr(module, name), (moment, name)
+        seen.add(script)
+    assert seen == {f"`{name}.py`" for name in ("cosine_ddim", "noise_pred", "no_t", "karras", "fid", "unet")}
+
+
+def test_every_score_in_the_readme_is_in_a_results_file():
+    lessons = {"lesson 1": ("cosine_ddim", cosine_ddim.said), "lesson 3": ("no_t", no_t.said),
+               "lesson 4": ("karras", karras.said),
+               "lesson 1's network": ("karras", lambda r: karras.said(r).replace(", model cosine", ""))}
+    for name, evaluations, score, multiple, border, _ in table("What the small network gives"):
+        lesson, settings = name.split(": ", 1)
+        folder, said = lessons[lesson]
+        records = json.loads((HERE / "results" / "small" / folder / "results.json").read_text())
+        found = [r for r in records if "fid" in r and said(r) == settings
+                 and (r.get("model") == "cosine") == ("network" in lesson)]
+        assert len(found) == 1, name
+        record = found[0]
+        assert (record["size"], record["seed"], record["data"], record["samples"]) == ("small", 0, "fashion", 2048)
+        assert [evaluations, score, multiple, border] == [str(record["evaluations"]), f"{record['fid']:.1f}",
+                                                          f"{record['fid'] / record['floor']:.1f}",
+                                                          f"{record['border']:.3f}"], name

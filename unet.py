@@ -529,14 +529,19 @@ def settle(parser, args):
                      f"are {args.images or 60_000}")
     args.out_dir = Path(args.out_dir)
     args.folder = args.out_dir / args.lesson
+    writable(args.folder)
+    read_results(args.folder)                                              # better now than after an hour
+
+
+def writable(folder):
+    """Make sure that the folder is there and can be written to; raises Problem where it cannot."""
     try:
-        args.folder.mkdir(parents=True, exist_ok=True)
-        probe = args.folder / f"probe-{os.getpid()}.tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"probe-{os.getpid()}.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise Problem(f"cannot write to the folder {args.folder} ({error.strerror})")
-    read_results(args.folder)                                              # better now than after an hour
+        raise Problem(f"cannot write to the folder {folder} ({error.strerror})")
 
 
 def read_results(folder):

@@ -748,8 +748,8 @@ def test_predictions_far_from_the_median_are_moved_nearer():
 def test_with_perfect_predictions_the_rescue_is_plain_ddim(eta, rescue):
     ts, start = cosine_ddim.timesteps(8), torch.randn(4, 1, 8, 8)
     find_noise = lambda x_t: torch.tanh(2 * x_t)
-    truth = iter([t for t in ts[:-1].tolist() if {"every": True, "none": False, "last": t == 0,
-                                                  "but-last": t > 0}[rescue]])
+    steps = {"every": range(8), "none": [], "last": [7], "but-last": range(7), "late": range(2, 8)}
+    truth = iter([ts[i].item() for i in steps[rescue]])                      # 0.875, 0.75, 0.625, ..
     perfect = lambda x_t: cosine_ddim.abar(next(truth)).expand(len(x_t))
     torch.manual_seed(1)
     rescued = [x for _, x, _ in no_t.sample(find_noise, perfect, start, ts, eta, 2.0, rescue)]

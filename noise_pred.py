@@ -6,7 +6,13 @@
 
 Every denoiser so far was told t. Looking at noised images one wonders why: it is plain to see how noisy each is. So ask
 a network. What the lecture found: trained on the logit of alphabar its squared error is 0.075, where always answering
-the same gives 3.5. A network can tell; lesson 3 builds on that. Our own figures are still to come.
+the same gives 3.5. A network can tell; lesson 3 builds on that.
+
+Ours, small, two passes on a CPU, seed 0 (results/small/noise_pred): 0.103, and guesses are off by 0.020 on average. At
+alphabar 0.5 that is a third more than what the best unbiased guess would be off by if it knew the image (see best). The
+lecture also reports that without the logit it did not work well. At our budget that is true of the ends only: from
+alphabar 0.2 to 0.8 both targets do alike, but at 0.999 asking for alphabar itself is off by 0.0048 and asking for the
+logit by 0.0004. A squared error of alphabar hardly notices what happens there; one of the logit does.
 """
 import functools
 import math

@@ -1137,10 +1137,10 @@ def test_readme_and_help_agree_with_the_scripts(capsys):
 
 
 def table(heading):
-    """The rows of the README's table under a heading, as lists of cells."""
-    section = (HERE / "README.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line][1:]
+    """The rows of the first table under a heading of the README, as lists of cells."""
+    section = (HERE / "README.md").read_text().split(f"## {heading}\n")[1]
+    lines = section[section.index("\n|") + 1:].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def test_everything_on_the_map_exists():

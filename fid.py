@@ -441,6 +441,8 @@ def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 4
     for v in ticks(*limits[1], log_y):
         draw.line((left, to_y(v), right, to_y(v)), PALE)
         draw.text((left - 6, to_y(v)), f"{v:g}", INK, font, anchor="rm")
+    for i, (name, *_) in enumerate(series):                                # first, so that it hides nothing
+        draw.text((right - 8, top + 6 + 16 * i), name, COLOURS[i % len(COLOURS)], font, anchor="ra")
     for i, (name, xs, ys, kind) in enumerate(series):
         colour = COLOURS[i % len(COLOURS)]
         points = [(to_x(x), to_y(y)) for x, y in zip(xs, ys) if np.isfinite(y) and (y > 0 or not log_y)]
@@ -451,7 +453,6 @@ def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 4
             if kind == "bars":
                 half = abs(points[1][0] - points[0][0]) / 2 if len(points) > 1 else 4
                 draw.rectangle((x - half, y, x + half, bottom), tuple(c + (255 - c) // 2 for c in colour))
-        draw.text((right - 8, top + 6 + 16 * i), name, colour, font, anchor="ra", stroke_width=3, stroke_fill="white")
     draw.rectangle((left, top, right, bottom), outline=INK)
     draw.text((left, 14), title, INK, font, anchor="lm")
     draw.text(((left + right) / 2, size[1] - 14), x_label, INK, font, anchor="mm")

@@ -17,13 +17,13 @@ What the small network does (seed 0, 50 steps, eta 1; results/small/no_t):
   magnifies x_0_hat, which makes x_t noisier still. Half the median and a bound of 2 are too wide to stop that (--trace:
   the lowest prediction falls to 0 and stays there, and x_0_hat is at its bound for half of the way).
 - Where alphabar is predicted well the rescue works: 12.5 if it begins at t = 0.7 (--rescue late). A bound at the range
-  of images (--clip 1) stops the feedback too: 16.6 with the rescue, 28.5 without it. And in 20 steps, of which few are
+  of images (--clip 1) stops the feedback too: 16.6 with the rescue, 28.5 without. And in 20 steps, of which few are
   that early, the lecture's own rescue helps: 19.3, and 25.7 without it (--curve).
 - All steps but the last do the work: 15.5 without the last, 29.3 with nothing but the last (both with --clip 1). At
   t = 0 lesson 2's network takes the clean image for a slightly noisy one, and something is removed from it.
 - The lecture saw KID get worse for a while on the way. Ours falls at all of 20 steps, but for that last one.
-- Once, with 512 images and --clip 1, alphabar_t itself was taken from the prediction too, not from the clock: KID 0.0398
-  instead of 0.0389. Nothing gained, nothing lost.
+- Once, with 512 images and --clip 1, alphabar_t itself was taken from the prediction too, not from the clock: KID
+  0.0398 instead of 0.0389. Nothing gained, nothing lost.
 """
 import torch
 

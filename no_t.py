@@ -25,6 +25,8 @@ What the small network does (seed 0, 50 steps, eta 1; results/small/no_t):
 - Once, with 512 images and --clip 1, alphabar_t itself was taken from the prediction too, not from the clock: KID
   0.0398 instead of 0.0389. Nothing gained, nothing lost.
 """
+import argparse
+
 import torch
 
 import cosine_ddim
@@ -209,13 +211,13 @@ def main(argv=None):
         evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
     x0 = fashion_mnist(args.data_dir, True, args.data, args.images)[0].mul_(INPUT_SCALE)
 
+    print("lesson 2's network, which predicts alphabar:")
+    its_own = argparse.Namespace(**vars(args) | dict(epochs=None, batch_size=None, lr=None))
+    tmodel, its_origin = noise_pred.network(its_own, x0)
     print("the denoiser that is never told t:")
     model, origin = train(args, "no_t", RECIPE, noisify, x0, input_scale=INPUT_SCALE)
-    show_losses(args, origin)
-    print("lesson 2's network, which predicts alphabar:")
-    args.epochs = args.batch_size = args.lr = None
-    tmodel, its_origin = noise_pred.network(args, x0)
     origin["predictor"] = its_origin["weights"]
+    show_losses(args, origin)
     find_noise = lambda x_t: model(x_t, 0.0).float()
     alphabar = lambda x_t: predict(tmodel, x_t)
     if args.trace:

@@ -189,7 +189,7 @@ def main(argv=None):
     add = parser.add_argument
     add("--steps", type=number(int, 2, 1000), help="steps of DDIM (default 100; 20 with --curve and --trace)")
     add("--eta", type=number(float, 0, 1), help="fresh noise on the way, 0 to 1 (default 1)")
-    add("--rescue", choices=RESCUES, help="at which steps alphabar is predicted (default: none, and then every)")
+    add("--rescue", choices=RESCUES, help="when alphabar is predicted (default: none; then every, with two bounds)")
     add("--clip", type=number(float, 0.01, 1000), help="bound on x_0_hat: 1 is its range (default 4, the lecture's)")
     shows = parser.add_mutually_exclusive_group()
     shows.add_argument("--compare", action="store_true", help="all rescues, and three eta, in one table")

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageDraw, ImageFont
 
-from unet import (Problem, Progress, checkpoint_path, chosen, device_name, first_line, fit, flags, load_checkpoint,
-                  origin, read_results, restore, save_atomically, script, settle, writable)
+from unet import (Problem, Progress, alone, checkpoint_path, chosen, device_name, first_line, fit, flags,
+                  load_checkpoint, origin, read_results, restore, save_atomically, script, settle, writable)
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 WEIGHTS = Path(__file__).parent / "weights" / "fid.pt"
@@ -174,11 +174,11 @@ def load_classifier(device):
 
 
 @torch.no_grad()
-def run(model, images, batch=256):
+def run(model, images):
     """What the model says of many images, in float32 and without TF32 (a score must not depend on the GPU)."""
     device, out = next(model.parameters()).device, []
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for some in images.split(batch):
+        for some in images.split(64 if device.type == "cpu" else 1024):     # 64 stay in a CPU's cache
             out.append(model(some.to(device)).cpu())
     return torch.cat(out)
 
@@ -300,13 +300,14 @@ class ImageEval:
         images, _ = fashion_mnist(data_dir, False, self.data, count)
         real, line = self.features(images), Progress()
         line(f"measuring what {samples} real images score, once ...", end=True)
-        train = self.features(fashion_mnist(data_dir, True, self.data, count)[0])
+        train, random = fashion_mnist(data_dir, True, self.data, count)[0], np.random.default_rng(0)
         if samples > len(train):
             raise Problem(f"{samples} images cannot be compared with as many of {len(train)} real ones")
-        reference, random, scores = statistics(real), np.random.default_rng(0), []
-        for _ in range(20):
-            draw = random.choice(len(train), samples, replace=False)
-            scores.append(frechet_distance(*statistics(train[torch.from_numpy(draw)]), *reference))
+        draws = [random.choice(len(train), samples, replace=False) for _ in range(20)]
+        drawn, where = np.unique(draws, return_inverse=True)               # of 60,000 only half are drawn at all
+        features, reference = self.features(train[torch.from_numpy(drawn)]), statistics(real)
+        scores = [frechet_distance(*statistics(features[torch.from_numpy(draw)]), *reference)
+                  for draw in where.reshape(20, samples)]
         return {"real": real, "floor": float(np.mean(scores)), "floor_sd": float(np.std(scores, ddof=1))}
 
     def features(self, images):
@@ -347,6 +348,7 @@ def describe(score):
 
 def report(label, record, images, folder):
     """Say what a sampler's result is, put it into results.json, and draw the first of its images."""
+    if record.get("seed"): label += f", seed {record['seed']}"
     seconds = "" if "sample_seconds" not in record else f", {record['sample_seconds']:.0f} s"
     print(f"{label}{seconds}: {describe(record)}\n    "
           + ", ".join(f"{n} {kind}" for n, kind in zip(record["classes"], CLASSES)))
@@ -377,8 +379,9 @@ IDENTITY = ("what", "steps", "eta", "churn", "rho", "spacing", "clip", "rescue",
 def save_results(folder, records):
     """Put the records into results.json, a list, where each replaces an earlier one of the same settings."""
     path, identity = folder / "results.json", lambda record: [record.get(key) for key in IDENTITY]
-    kept = [old for old in read_results(folder) if identity(old) not in map(identity, records)]
-    save_atomically(json.dumps(kept + records, indent=1) + "\n", path)
+    with alone(folder):
+        kept = [old for old in read_results(folder) if identity(old) not in map(identity, records)]
+        save_atomically(json.dumps(kept + records, indent=1) + "\n", path)
 
 
 # ---------------------------------------------------------------------------------------------- pictures

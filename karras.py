@@ -55,29 +55,37 @@ def scalings(sig, sig_data=0.33):
     return sig_data ** 2 / totvar, sig * sig_data / totvar ** 0.5, 1 / totvar ** 0.5
 
 
-def noisify(x0, sig_data=0.33, sig=None):
-    """Clean images x0 (N, 1, H, W) -> ((scaled noised images, sig (N,)), target): what goes in, and the right answer.
+def told(sig, log_sigma=False):
+    """c_noise, what the network is told of the noise level sig (a tensor): in the lecture sig itself, in the paper
+    ln(sig) / 4 (table 1), which spreads low levels, where most draws fall, as widely as high ones."""
+    return sig.log() / 4 if log_sigma else sig
+
+
+def noisify(x0, sig_data=0.33, sig=None, log_sigma=False, centre=0.0):
+    """Clean images x0 (N, 1, H, W) -> ((scaled noised images, c_noise (N,)), target): what goes in, and the answer.
 
     The network F(c_in * x; sig) is to make c_skip * x + c_out * F = y, so its target is F = (y - c_skip * x) / c_out
     (eq. 7 and 8). A plain squared error of F weighs the error of the picture by 1 / c_out^2, so sig_data is also a loss
     weight: half the true value weighs high noise up to 4 times more. With sig_data 1, F is minus the v of Salimans & Ho
-    (2022).
-    The network is told sig itself, as in the lecture; the paper's c_noise would be ln(sig) / 4.
+    (2022). centre is what to take off the images first: their mean, and inputs and targets have the mean 0, which the
+    lecture proposes and does not try.
     """
     sig = draw_sigmas(len(x0), x0.device) if sig is None else sig
     wide = sig[:, None, None, None]
     c_skip, c_out, c_in = scalings(wide, sig_data)
+    x0 = x0 - centre
     noised = x0 + wide * torch.randn_like(x0)
-    return (c_in * noised, sig), (x0 - c_skip * noised) / c_out
+    return (c_in * noised, told(sig, log_sigma)), (x0 - c_skip * noised) / c_out
 
 
-def denoise(model, x, sig, sig_data=0.33):
+def denoise(model, x, sig, sig_data=0.33, log_sigma=False, centre=0.0):
     """The network's estimate of the clean images in x (N, 1, H, W), whose noise has standard deviation sig: noisify's
-    target solved for y. sig: a number, or (N,) for images at different levels."""
+    target solved for y. sig: a number, or (N,) for images at different levels. The rest is as in noisify."""
     sig = torch.as_tensor(sig, dtype=torch.float32, device=x.device)
     wide = sig.reshape(-1, 1, 1, 1)
     c_skip, c_out, c_in = scalings(wide, sig_data)
-    return c_skip * x + c_out * model(c_in * x, sig).float()
+    x = x - centre
+    return c_skip * x + c_out * model(c_in * x, told(sig, log_sigma)).float() + centre
 
 
 def denoise_epsilon(model, x, sig):
@@ -95,12 +103,12 @@ def denoise_epsilon(model, x, sig):
 
 
 @torch.no_grad()
-def loss_by_sigma(model, x0, sigmas, sig_data, seed=0):
-    """The mean squared error of the network's answer at each of the sigmas, on the images x0."""
+def loss_by_sigma(model, x0, sigmas, how, seed=0):
+    """The mean squared error of the network's answer at each of the sigmas, on the images x0. how: as in noisify."""
     torch.manual_seed(seed)
     losses = []
     for sig in sigmas:
-        inputs, target = noisify(x0, sig_data, torch.full((len(x0),), float(sig), device=x0.device))
+        inputs, target = noisify(x0, sig=torch.full((len(x0),), float(sig), device=x0.device), **how)
         losses.append(float((model(*inputs).float() - target).square().mean()))
     return losses
 
@@ -284,22 +292,23 @@ def show_sigmas(folder, seed):
          "the noise levels of training", "sigma", "density of ln sigma", log_x=True).save(folder / "sigmas.png")
 
 
-def show_question(folder, x0, sig, sig_data):
+def show_question(folder, x0, sig, how):
     """3. What goes in and what should come out, from little noise to much."""
-    (inputs, _), target = noisify(x0, sig_data)
+    (inputs, _), target = noisify(x0, **how)
     print(f"a batch of {len(x0)} inputs: mean {inputs.mean():.3f}, sd {inputs.std():.3f}; their targets: mean "
-          f"{target.mean():.3f}, sd {target.std():.3f}: the variance is 1, and nothing was done about the mean")
-    (inputs, _), target = noisify(x0[:len(sig)], sig_data, sig)
+          f"{target.mean():.3f}, sd {target.std():.3f}: the variance is 1, and "
+          + ("the images' mean was taken off" if "centre" in how else "nothing was done about the mean"))
+    (inputs, _), target = noisify(x0[:len(sig)], sig=sig, **how)
     grid(torch.cat([inputs, target]) / 2, [f"{s:.2f}" for s in sig] * 2, 16,
          title="inputs (above) and targets (below) by sigma, halved to fit. Where there is little noise, find the "
          "noise; where there is much, find the clothes").save(folder / "question.png")
 
 
-def show_loss(folder, model, x0, sig_data):
+def show_loss(folder, model, x0, how):
     """4. The loss against sigma on test images, before training and after it, over the density of training."""
     sigmas = np.exp(np.linspace(math.log(0.004), math.log(60), 20))
-    before = loss_by_sigma(lambda x, sig: torch.zeros_like(x), x0, sigmas, sig_data)           # init_ddpm starts at 0
-    after = loss_by_sigma(model, x0, sigmas, sig_data)
+    before = loss_by_sigma(lambda x, sig: torch.zeros_like(x), x0, sigmas, how)                # init_ddpm starts at 0
+    after = loss_by_sigma(model, x0, sigmas, how)
     density = stats.norm(-1.2, 1.2).pdf(np.log(sigmas))
     chart = plot([("before training", sigmas, before, "line"), ("after", sigmas, after, "line"),
                   ("where training looks (density, peak 1)", sigmas, density / density.max(), "line")],
@@ -308,15 +317,15 @@ def show_loss(folder, model, x0, sig_data):
 
 
 @torch.no_grad()
-def show_one_step(folder, model, x0, sig, sig_data, input_scale, seed):
+def show_one_step(folder, denoiser, x0, sig, input_scale, seed):
     """5. One step from many noise levels, and one step from nothing but noise."""
     x = x0 + sig[:, None, None, None] * torch.randn_like(x0)
-    restored = denoise(model, x, sig, sig_data)
+    restored = denoiser(x, sig)
     grid(torch.cat([x, restored, x0]) / input_scale, [f"{s:.2f}" for s in sig] * 3, 16,
          title="noised, restored in one step, and true, by sigma").save(folder / "one-step.png")
     # At sigma 80 the best answer is the mean of all that could be hidden there: garments laid over each other.
     pure = 80 * torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(seed)).to(x0.device)
-    grid(denoise(model, pure, 80.0, sig_data) / input_scale, None, 8,
+    grid(denoiser(pure, 80.0) / input_scale, None, 8,
          title="one step from pure noise, sigma 80").save(folder / "one-step-from-noise.png")
 
 
@@ -331,6 +340,7 @@ def said(record):
     usual = {"eta": None, "churn": None, "rho": 7, "model": "karras", "input_scale": 0.5, "sig_data": 0.33}
     words = [record["what"], f"{record['steps']} steps"]
     words += [f"{key} {record[key]}".removesuffix(".0") for key in usual if record[key] not in (usual[key], None)]
+    words += [key for key in ("log_sigma", "centre") if record.get(key)]
     return ", ".join(words).replace("_", " ")
 
 
@@ -347,7 +357,8 @@ def try_sampler(args, denoiser, origin, evaluate, goal, name, steps, options):
         solver_error = float((ends - goal).square().mean().sqrt())
     record = {"what": name, "steps": steps, "evaluations": evaluations(name, steps), "eta": options.get("eta"),
               "churn": options.get("s_churn"), "rho": args.rho, "model": args.model, "input_scale": args.input_scale,
-              "sig_data": args.sig_data if args.model == "karras" else None, **evaluate.score(images),
+              "sig_data": args.sig_data if args.model == "karras" else None,
+              "log_sigma": args.log_sigma, "centre": args.centre, **evaluate.score(images),
               "solver_error": solver_error, "sample_seconds": round(seconds, 1), **origin}
     report(said(record), record, images, args.folder)
     print(f"    {record['evaluations']} evaluations of the network"
@@ -395,14 +406,18 @@ def learn(args, images):
     show_sigmas(args.folder, args.seed)
     evenly = stats.norm.ppf(np.linspace(0.01, 0.99, 16))                   # 16 sigmas, spread as training draws them
     sig = torch.tensor(np.exp(-1.2 + 1.2 * evenly), dtype=torch.float32, device=args.device)
-    show_question(args.folder, test, sig, args.sig_data)
-    model, origin = train(args, "karras", RECIPE, lambda x0: noisify(x0, args.sig_data), x0,
-                          input_scale=args.input_scale, sig_data=args.sig_data)
+    how = {"sig_data": args.sig_data}
+    if args.log_sigma: how["log_sigma"] = True
+    if args.centre: how["centre"] = float(x0.mean())
+    show_question(args.folder, test, sig, how)
+    model, origin = train(args, "karras", RECIPE, lambda x0: noisify(x0, **how), x0, input_scale=args.input_scale,
+                          **how)
+    denoiser = lambda x, sig: denoise(model, x, sig, **how)
     print(f"loss of the last 100 steps {origin['loss']:.4f}, after {origin['train_seconds']:.0f} s of training on "
           f"{origin['trained_on']} (not to be set beside the lecture's other losses: their targets were others)")
-    show_loss(args.folder, model, test, args.sig_data)
-    show_one_step(args.folder, model, test[:16], sig, args.sig_data, args.input_scale, args.seed)
-    return lambda x, sig: denoise(model, x, sig, args.sig_data), origin
+    show_loss(args.folder, model, test, how)
+    show_one_step(args.folder, denoiser, test[:16], sig, args.input_scale, args.seed)
+    return denoiser, origin
 
 
 @script
@@ -417,6 +432,8 @@ def main(argv=None):
     add("--model", choices=("karras", "cosine"), default="karras", help="this lesson's network, or lesson 1's")
     add("--input-scale", type=number(float, 0.01, 100), help="images in -b..b (default 0.5, as in the lecture)")
     add("--sig-data", type=number(float, 0.001, 100), help="the images' assumed sd (default input scale x 0.66)")
+    add("--log-sigma", action="store_true", help="tell the network ln(sigma) / 4, as in the paper, instead of sigma")
+    add("--centre", action="store_true", help="take the images' mean off on the way in, and put it back")
     add("--compare", action="store_true", help="all samplers in one table, instead of --sampler")
     args = parser.parse_args(argv)
     if args.compare and (args.sampler or args.steps):
@@ -426,8 +443,8 @@ def main(argv=None):
         parser.error("--eta belongs to --sampler ancestral")
     if args.churn is not None and (args.compare or args.sampler != "heun"):
         parser.error("--churn belongs to --sampler heun")
-    if args.model == "cosine" and (args.input_scale or args.sig_data):
-        parser.error("--input-scale and --sig-data belong to --model karras")
+    if args.model == "cosine" and (args.input_scale or args.sig_data or args.log_sigma or args.centre):
+        parser.error("--input-scale, --sig-data, --log-sigma and --centre belong to --model karras")
     options = {"ancestral": {"eta": 1.0 if args.eta is None else args.eta},
                "heun": {"s_churn": args.churn} if args.churn else {}}.get(args.sampler, {})
     trials = COMPARED if args.compare else [(args.sampler, args.steps, options)]

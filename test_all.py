@@ -382,18 +382,27 @@ def test_scalings_give_unit_variance_whatever_the_noise(sig_data):
         assert ((1 - nearby) ** 2 * sig_data ** 2 + nearby ** 2 * SIGMAS ** 2 > rest).all()
 
 
-def test_noisify_and_denoise_undo_each_other():
+@pytest.mark.parametrize("how", [{}, {"sig_data": 0.5}, {"log_sigma": True}, {"centre": -0.28}])
+def test_noisify_and_denoise_undo_each_other(how):
     torch.manual_seed(0)
     x0 = torch.rand(6, 1, 8, 8) - 0.5
-    (inputs, sig), target = karras.noisify(x0, sig=SIGMAS)
-    x = inputs / karras.scalings(SIGMAS)[2][:, None, None, None]
-    restored = karras.denoise(lambda given, s: target, x, SIGMAS)
+    (inputs, told), target = karras.noisify(x0, sig=SIGMAS, **how)
+    c_in = karras.scalings(SIGMAS, how.get("sig_data", 0.33))[2][:, None, None, None]
+    x = inputs / c_in + how.get("centre", 0)
+    restored = karras.denoise(lambda given, s: target, x, SIGMAS, **how)
     assert torch.allclose(restored, x0, atol=1e-4)
-    one = karras.denoise(lambda given, s: target[3:4], x[3:4], 1.0)           # one level for the whole batch
+    one = karras.denoise(lambda given, s: target[3:4], x[3:4], 1.0, **how)    # one level for the whole batch
     assert torch.allclose(one, x0[3:4], atol=1e-5)
     seen = []
-    karras.denoise(lambda given, s: seen.append((given, s)) or target, x, SIGMAS)
-    assert torch.allclose(seen[0][0], inputs, atol=1e-5) and torch.equal(seen[0][1], SIGMAS)
+    karras.denoise(lambda given, s: seen.append((given, s)) or target, x, SIGMAS, **how)
+    assert torch.allclose(seen[0][0], inputs, atol=1e-5) and torch.equal(seen[0][1], told)
+    assert torch.equal(told, SIGMAS.log() / 4 if "log_sigma" in how else SIGMAS)
+
+
+def test_without_their_mean_inputs_and_targets_have_mean_0():
+    torch.manual_seed(0)
+    (inputs, _), target = karras.noisify(0.33 * torch.randn(20_000, 1, 4, 4) - 0.28, centre=-0.28)
+    assert inputs.mean().abs() < 0.01 and target.mean().abs() < 0.01
 
 
 def test_inputs_and_targets_of_gaussian_data_have_unit_deviation():
@@ -884,8 +893,11 @@ def test_karras_from_end_to_end(tmp_path, capsys):
     assert "epoch" not in out and len(again) == 1
     assert all(again[0][k] == record[k] for k in ("fid", "kid", "border", "solver_error", "classes"))
 
-    run(karras.main, tmp_path, "--sig-data", "0.5", "--steps", "3")           # other settings: another network
-    assert "epoch 1/1" in capsys.readouterr().out and len(list(folder.glob("*.pt"))) == 2
+    run(karras.main, tmp_path, "--log-sigma", "--centre", "--sig-data", "0.5", "--steps", "3")
+    assert "epoch 1/1" in capsys.readouterr().out and len(list(folder.glob("*.pt"))) == 2       # another network
+    last = json.loads((folder / "results.json").read_text())[-1]
+    assert (last["log_sigma"], last["centre"], last["sig_data"]) == (True, True, 0.5)
+    assert (folder / "samples-lms-3-steps-sig-data-0.5-log-sigma-centre.png").exists()
 
 
 def test_cosine_ddim_from_end_to_end(tmp_path, capsys):
@@ -1038,6 +1050,19 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert unet.load_checkpoint(path)["model"] == 1 and [p.name for p in tmp_path.iterdir()] == ["n.pt"]
+
+
+def test_scripts_that_write_one_results_file_at_once_lose_nothing(tmp_path):
+    for who in range(4):
+        if os.fork() == 0:
+            try:
+                for i in range(25): fid.save_results(tmp_path, [{"what": who, "steps": i}])
+                os._exit(0)
+            finally:
+                os._exit(1)
+    assert [os.wait()[1] for _ in range(4)] == [0] * 4
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert sorted((r["what"], r["steps"]) for r in records) == [(who, i) for who in range(4) for i in range(25)]
 
 
 KILLED = """

@@ -341,6 +341,22 @@ def save_atomically(content, path):
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def alone(folder):
+    """What is done `with alone(folder):` is done by one script at a time, wherever the system has locks for it."""
+    try:
+        import fcntl
+    except ImportError:                                                    # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError): fcntl.flock(handle, fcntl.LOCK_EX)          # some network folders have none
+        yield
+    finally:
+        os.close(handle)                                                   # which ends the lock, as a kill does
+
+
 def load_checkpoint(path, settings=None, needs=("model",), remedy="delete it, or --retrain"):
     """What save_atomically wrote; raises Problem for a file that is damaged, foreign or of other settings.
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fid import ImageEval, beside, comparison, describe, fashion_mnist, find_data, grid, plot, report
+from fid import ImageEval, beside, comparison, fashion_mnist, find_data, grid, plot, report
 from unet import Problem, flags, generate, number, script, settle, train
 
 RECIPE = {"lecture": dict(epochs=25, batch_size=512, lr=4e-3),
@@ -88,7 +88,8 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
     noise is independent of it, so that their squares add up, to hardly more. A bound on x_0_hat helps as well.
     clip: bound on the estimate's values. abar_t, abar_t1: numbers, or (N,). abar_hat (N,): what to take for abar_t in
     the estimate alone, in case x_t is more or less noisy than it should be (lesson 3).
-    -> x_0_hat, x_t1. At abar_t 1 eq. 16 is 0/0; nothing is left to do there, and x_t1 is x_t.
+    -> x_0_hat, x_t1. At abar_t 1, where eq. 16 is 0/0, there is no noise to add: x_t1 is x_0_hat, which is x_t itself
+    unless clip or abar_hat changes it.
     """
     abar_t, abar_t1 = wide(abar_t, x_t), wide(abar_t1, x_t)
     abar_hat = abar_t if abar_hat is None else wide(abar_hat, x_t)
@@ -143,7 +144,7 @@ def noise_schedule(name="cosine", start=None, end=None, tau=None):
 
 
 def unit_variance(x_t):
-    """Each image divided by its standard deviation, for --normalise: b shall change the noise, not the input's size."""
+    """Each image divided by its standard deviation, for --normalise: b is to change the share of noise alone."""
     return x_t / x_t.std(dim=(1, 2, 3), keepdim=True)
 
 
@@ -167,7 +168,7 @@ def pooled(x0, k, t, abar=abar):
 # The lecture's own FIDs with eta 1, on a scale where its real images scored 1.9 to 2.6.
 LECTURE = {"ddim, 100 steps, eta 1": "3.29, 3.10 (1.2..1.7 x)", "ddim, 50 steps, eta 1": "4.40 (1.7..2.3 x)"}
 
-COSINE = ("cosine", None, None, None)
+COSINE = ("cosine", None, None, None)                                     # name, start, end, tau
 
 # steps, eta, spacing, and a bound on the estimate in units of b: 1 is the range of the images
 COMPARED = [(100, 1.0, "uniform", None), (50, 1.0, "uniform", None), (50, 0.5, "uniform", None),
@@ -176,11 +177,22 @@ COMPARED = [(100, 1.0, "uniform", None), (50, 1.0, "uniform", None), (50, 0.5, "
 
 def show_noising(folder, x0, abar, input_scale):
     """1. One garment after another, noised more and more."""
-    t = torch.linspace(0, 0.999, len(x0), device=x0.device)
+    t = torch.linspace(0.05, 0.95, len(x0), device=x0.device)
     (x_t, _), _ = noisify(x0, t, abar)
     brightness = (abar(t) * input_scale ** 2 + 1 - abar(t)).sqrt()
     grid(x_t / wide(brightness, x_t), [f"{time:.2f}" for time in t], 13,
          title="x_t by t, shown at one brightness").save(folder / "noised.png")
+
+
+def network(args, x0, schedule=COSINE, input_scale=0.5, normalise=False):
+    """2. This lesson's network for images x0 in -b..b, trained if it was not before -> what train returns."""
+    abar, _ = noise_schedule(*schedule)
+
+    def question(x0):
+        (x_t, t), noise = noisify(x0, abar=abar)
+        return (unit_variance(x_t) if normalise else x_t, t), noise
+    return train(args, "cosine_ddim", RECIPE, question, x0, schedule=schedule, input_scale=input_scale,
+                 normalise=normalise)
 
 
 @torch.no_grad()
@@ -193,10 +205,10 @@ def show_one_step(folder, find_noise, x0, abar, input_scale):
          title="noised, restored in one step, and true, by t").save(folder / "one-step.png")
 
 
-def called(curve):
+def called(schedule):
     """A noise schedule's name, with those parameters that are given."""
-    return " ".join([curve[0]] + [f"{name} {value:g}" for name, value in zip(("start", "end", "tau"), curve[1:])
-                                  if value is not None])
+    return " ".join([schedule[0]] + [f"{name} {value:g}" for name, value in zip(("start", "end", "tau"), schedule[1:])
+                                     if value is not None])
 
 
 def said(record):
@@ -216,9 +228,8 @@ def try_ddim(args, find_noise, origin, evaluate, abar, steps, eta, spacing, clip
         for _, x in sample(find_noise, noise, timesteps(steps, spacing), eta, bound, abar): pass
         return x / args.input_scale
     images, seconds = generate(sampler, args.samples, args.seed, args.device)
-    images.clamp_(-1, 1)
     record = {"what": "ddim", "steps": steps, "evaluations": steps, "eta": eta, "spacing": spacing, "clip": clip,
-              "schedule": called(args.curve), "input_scale": args.input_scale, "normalise": args.normalise,
+              "schedule": called(args.dials), "input_scale": args.input_scale, "normalise": args.normalise,
               **evaluate.score(images), "sample_seconds": round(seconds, 1), **origin}
     report(said(record), record, images, args.folder)
     return record
@@ -246,17 +257,6 @@ def show_dials(folder, image, seed):
           + " (2 ln k: 1.39 and 2.77)")
 
 
-def network(args, x0, curve=COSINE, input_scale=0.5, normalise=False):
-    """2. This lesson's network for images x0 in -b..b, trained if it was not before -> what train returns."""
-    abar, _ = noise_schedule(*curve)
-
-    def question(x0):
-        (x_t, t), noise = noisify(x0, abar=abar)
-        return (unit_variance(x_t) if normalise else x_t, t), noise
-    return train(args, "cosine_ddim", RECIPE, question, x0, schedule=curve, input_scale=input_scale,
-                 normalise=normalise)
-
-
 @script
 def main(argv=None):
     parser = flags("cosine_ddim", "A cosine schedule in continuous time, DDIM, and the dials of noise schedules.")
@@ -277,8 +277,8 @@ def main(argv=None):
     if args.compare and given != (None,) * 4:
         parser.error("--compare sets these itself: --steps, --eta, --spacing, --clip")
     trial = tuple(usual if value is None else value for value, usual in zip(given, (100, 1.0, "uniform", None)))
-    args.curve = (args.schedule, args.start, args.end, args.tau)
-    abar, _ = noise_schedule(*args.curve)
+    args.dials = (args.schedule, args.start, args.end, args.tau)
+    abar, _ = noise_schedule(*args.dials)
     settle(parser, args)
     args.data = find_data(args.data, args.data_dir)
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
@@ -286,19 +286,17 @@ def main(argv=None):
     images, _ = fashion_mnist(args.data_dir, True, args.data, args.images)
     test = (fashion_mnist(args.data_dir, False, args.data, 25)[0] * args.input_scale).to(args.device)
     show_noising(args.folder, test, abar, args.input_scale)
-    model, origin = network(args, images.mul_(args.input_scale), args.curve, args.input_scale, args.normalise)
+    model, origin = network(args, images.mul_(args.input_scale), args.dials, args.input_scale, args.normalise)
     print(f"loss of the last 100 steps {origin['loss']:.4f}, after {origin['train_seconds']:.0f} s of training on "
           f"{origin['trained_on']} (lecture: 0.033, cosine and b 0.5, after 25 epochs of its network)")
 
     find_noise = lambda x_t, t: model(unit_variance(x_t) if args.normalise else x_t, t).float()
-    show_one_step(args.folder, find_noise, test[:16], abar, args.input_scale)
-    show_dials(args.folder, test[:1] / args.input_scale, args.seed)
+    show_one_step(args.folder, find_noise, test[:19], abar, args.input_scale)
     trials = COMPARED if args.compare else [trial]
     records = [try_ddim(args, find_noise, origin, evaluate, abar, *trial) for trial in trials]
-    comparison(records, said, lambda r: LECTURE.get(said(r), "-"))
-    print("The lecture's real images scored 1.9 to 2.6 on the scale of its figures.")
-    last = records[-1]
-    print(f"Pictures and results.json are in {args.folder}. {said(last)}: {describe(last)}")
+    show_dials(args.folder, test[:1] / args.input_scale, args.seed)
+    print("The lecture's figures are on a scale where its real images scored 1.9 to 2.6.")
+    comparison(records, said, lambda r: LECTURE.get(said(r), "-"), args.folder)
 
 
 if __name__ == "__main__":

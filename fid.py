@@ -5,7 +5,7 @@
 
 A FID says how far a set of samples is from the 10,000 test images, as the features of a classifier see both. It needs
 a classifier (ours is pinned, so that figures can be compared), a number of images (2048, always, because FID falls as
-they grow more) and a floor: what as many real training images score. A sampler cannot honestly do better than that.
+their number grows) and a floor: what as many real training images score. A sampler cannot honestly do better than that.
 """
 import functools
 import hashlib
@@ -175,18 +175,17 @@ def load_classifier(device):
 
 @torch.no_grad()
 def run(model, images):
-    """What the model says of many images, in float32 and without TF32 (a score must not depend on the GPU)."""
-    device, out = next(model.parameters()).device, []
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for some in images.split(64 if device.type == "cpu" else 1024):     # 64 stay in a CPU's cache
-            out.append(model(some.to(device)).cpu())
-    return torch.cat(out)
+    """What the model says of many images, in float32: a score must not depend on the GPU."""
+    device = next(model.parameters()).device
+    batch = 64 if device.type == "cpu" else 1024                           # 64 stay in a CPU's cache
+    return torch.cat([model(some.to(device)).cpu() for some in images.split(batch)])
 
 
 def retrain(args):
     """Train the classifier on the real images and pin it in float16. Shifts and mirror images make the set larger."""
-    if args.size == "tiny" or find_data(args.data, args.data_dir) == "drawn":
+    if args.size == "tiny" or args.data == "drawn":
         raise Problem("--retrain takes the whole of the real Fashion-MNIST: no --size tiny, no drawn clothes")
+    find_data("fashion", args.data_dir)
     writable(WEIGHTS.parent)
     images, labels = fashion_mnist(args.data_dir, True, "fashion", args.images)
     test_images, test_labels = fashion_mnist(args.data_dir, False, "fashion")
@@ -286,6 +285,7 @@ class ImageEval:
         self.model, self.classifier = load_classifier(torch.device(device))
         settings = dict(lesson="fid", data=self.data, samples=samples, count=count,
                         classifier=hashlib.sha256(WEIGHTS.read_bytes()).hexdigest())
+        self.judge = settings["classifier"][:10]
         path = checkpoint_path(cache, settings, "reals")
         if path.exists():
             known = load_checkpoint(path, settings, needs=("real", "floor", "floor_sd"), remedy="delete it")
@@ -332,7 +332,7 @@ class ImageEval:
         return {"fid": frechet_distance(*statistics(features), self.mean, self.cov),
                 "kid": kernel_distance(features, self.real), "border": residual_noise(images),
                 "classes": torch.bincount(seen, minlength=10).tolist(), "samples": len(images),
-                "floor": self.floor, "floor_sd": self.floor_sd, "data": self.data}
+                "floor": self.floor, "floor_sd": self.floor_sd, "data": self.data, "classifier": self.judge}
 
 
 def stand_in(data):
@@ -357,9 +357,10 @@ def report(label, record, images, folder):
     save_results(folder, [record])
 
 
-def comparison(records, label, lecture):
-    """Print results as a table. label(record) puts it in words, and lecture(record) what the lecture has for it."""
-    rows = [("", "evaluations", "FID", "x floor", "lecture", "KID", "noise left", "solver error")]
+def comparison(records, label, lecture, folder):
+    """A script's last words: its results as a table, beside lecture(record), the lecture's figure or "-"; where the
+    pictures are; and the last result once more. label(record) puts its settings in words."""
+    rows = [("", "evaluations", "FID", "x floor", "lecture", "KID", "residual noise", "solver error")]
     for r in records:
         rows.append((label(r), str(r["evaluations"]), f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", lecture(r),
                      f"{r['kid']:.4f}", f"{r['border']:.4f}",
@@ -368,12 +369,13 @@ def comparison(records, label, lecture):
     widths = [max(map(len, column)) + 2 for column in zip(*rows)]
     for name, *cells in rows: print(name.ljust(widths[0]) + "".join(map(str.rjust, cells, widths[1:])))
     print(f"Floor: {records[0]['samples']} real images score {records[0]['floor']:.2f} +- {records[0]['floor_sd']:.2f}"
-          f"{stand_in(records[0]['data'])}; scores closer than twice that deviation are no order.")
+          f"{stand_in(records[0]['data'])}; scores closer than twice that deviation are no order.\n"
+          f"Pictures and results.json are in {folder}. {label(records[-1])}: {describe(records[-1])}")
 
 
 # What tells one result from another; a new one replaces the one that agrees in all of these.
 IDENTITY = ("what", "steps", "eta", "churn", "rho", "spacing", "clip", "rescue", "network", "weights", "predictor",
-            "samples", "seed", "data", "device")
+            "samples", "seed", "data", "device", "classifier")
 
 
 def save_results(folder, records):
@@ -494,7 +496,7 @@ def main(argv=None):
     n, random, drawn = args.samples, np.random.default_rng(args.seed), stand_in(evaluate.data)
     train, _ = fashion_mnist(args.data_dir, True, evaluate.data, args.images)
     some = lambda count: train[torch.from_numpy(random.choice(len(train), count, replace=False))]
-    images, about = some(n), origin(args)
+    images, about = some(n), origin(args, amp=False)
     print(f"the classifier names {evaluate.classifier['accuracy']:.2%} of the real test images rightly")
     print(f"{n} real training images, 20 draws: FID {evaluate.floor:.2f} +- {evaluate.floor_sd:.2f}, the floor{drawn}")
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(args.seed))

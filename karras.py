@@ -2,15 +2,18 @@
 
     python karras.py --sampler lms --steps 20       trains a network (once), samples 2048 clothes, scores and shows them
     python karras.py --compare                      every sampler from the same network and the same noise
-    python karras.py --model cosine                 the same samplers with lesson 1's network, as Jono points out
+    python karras.py --model cosine --sampler ancestral         lesson 1's network, sampled in this lesson's way
 
 What the lecture found: ask the network a question that is equally hard at every noise level, feed it inputs of unit
 variance, and walk from noise to picture in steps that shrink toward the end. Then a sampler of three lines scores a FID
-of 1.98 in 100 evaluations, and one that remembers its last slopes (LMS) 1.76 in 20. Real images score 0.50 there: what
-the lecture calls better than the cosine schedule's 3.2 is on another scale than that, where they score 1.9 to 2.6.
+of 1.98 in 100 evaluations, and one that remembers its last slopes (LMS) 1.76 in 20. Real images score 0.50 on that
+scale. The cosine schedule's 3.2, which the lecture compares with, is on another, where they score 1.9 to 2.6: only
+multiples of what real images score can be compared.
 
 There is no alphabar here and no t: noise is measured by its standard deviation sigma alone, a noised image is
-x = y + sigma * noise, and sigma runs from 80 (nothing left to see) to 0.
+x = y + sigma * noise, and sigma runs from 80 (nothing left to see) to 0. The lecture says that sigma "is the same thing
+as alphabar used to be". It has the same part to play, but runs the other way: sigma^2 = (1 - abar) / abar, so that a
+small sigma is an alphabar near 1.
 """
 import math
 
@@ -19,7 +22,7 @@ import torch
 from scipy import integrate, stats
 
 import cosine_ddim
-from fid import ImageEval, beside, comparison, describe, fashion_mnist, find_data, grid, plot, report
+from fid import ImageEval, beside, comparison, fashion_mnist, find_data, grid, plot, report
 from unet import flags, generate, number, script, settle, train
 
 RECIPE = {"lecture": dict(epochs=25, batch_size=512, lr=1e-2),
@@ -55,9 +58,9 @@ def scalings(sig, sig_data=0.33):
     return sig_data ** 2 / totvar, sig * sig_data / totvar ** 0.5, 1 / totvar ** 0.5
 
 
-def told(sig, log_sigma=False):
-    """c_noise, what the network is told of the noise level sig (a tensor): in the lecture sig itself, in the paper
-    ln(sig) / 4 (table 1), which spreads low levels, where most draws fall, as widely as high ones."""
+def c_noise(sig, log_sigma=False):
+    """What the network is told of the noise level sig (a tensor): in the lecture sig itself, in the paper ln(sig) / 4
+    (table 1), which spreads low levels, where most draws fall, as widely as high ones."""
     return sig.log() / 4 if log_sigma else sig
 
 
@@ -71,21 +74,19 @@ def noisify(x0, sig_data=0.33, sig=None, log_sigma=False, centre=0.0):
     lecture proposes and does not try.
     """
     sig = draw_sigmas(len(x0), x0.device) if sig is None else sig
-    wide = sig[:, None, None, None]
-    c_skip, c_out, c_in = scalings(wide, sig_data)
-    x0 = x0 - centre
-    noised = x0 + wide * torch.randn_like(x0)
-    return (c_in * noised, told(sig, log_sigma)), (x0 - c_skip * noised) / c_out
+    told, sig, x0 = c_noise(sig, log_sigma), sig[:, None, None, None], x0 - centre
+    c_skip, c_out, c_in = scalings(sig, sig_data)
+    noised = x0 + sig * torch.randn_like(x0)
+    return (c_in * noised, told), (x0 - c_skip * noised) / c_out
 
 
 def denoise(model, x, sig, sig_data=0.33, log_sigma=False, centre=0.0):
     """The network's estimate of the clean images in x (N, 1, H, W), whose noise has standard deviation sig: noisify's
     target solved for y. sig: a number, or (N,) for images at different levels. The rest is as in noisify."""
     sig = torch.as_tensor(sig, dtype=torch.float32, device=x.device)
-    wide = sig.reshape(-1, 1, 1, 1)
-    c_skip, c_out, c_in = scalings(wide, sig_data)
-    x = x - centre
-    return c_skip * x + c_out * model(c_in * x, told(sig, log_sigma)).float() + centre
+    told, sig, x = c_noise(sig, log_sigma), sig.reshape(-1, 1, 1, 1), x - centre
+    c_skip, c_out, c_in = scalings(sig, sig_data)
+    return c_skip * x + c_out * model(c_in * x, told).float() + centre
 
 
 def denoise_epsilon(model, x, sig):
@@ -167,8 +168,8 @@ def sample_heun(denoise, x, sigs, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_no
     """Take an Euler step, look at the slope there too, and redo the step with the mean of both (algorithm 1).
 
     Error falls with the square of the step, for two evaluations, and one on the last step, where sigma 0 has no slope:
-    20 steps are 39 evaluations. s_churn > 0 adds noise before a step (algorithm 2), and the slope is then
-    taken at the higher level, sigma_hat, that this makes.
+    20 steps are 39 evaluations (the lecture counts 40). s_churn > 0 adds noise before a step (algorithm 2), and the
+    slope is then taken at the higher level, sigma_hat, that this makes.
     """
     steps = pairs(sigs)
     for sig, sig2 in steps:
@@ -249,9 +250,9 @@ def evaluations(name, steps):
 # ---------------------------------------------------------------------------------------------- the lesson
 
 # The lecture's own FIDs. Its real images scored 0.50, on a scale where images are in -0.5..0.5, so what can be compared
-# with ours is how many times the floor each is. Its LMS was of order 3 and started at sigma 20.
-LECTURE = {("euler", 100): 1.98, ("ancestral", 100): 1.53, ("heun", 100): 0.95, ("heun", 50): 0.97, ("heun", 20): 1.23,
-           ("lms", 20): 1.76}
+# with ours is how many times the floor each is.
+LECTURE = {"euler, 100 steps": 1.98, "ancestral, 100 steps, eta 0.5": 1.53, "heun, 100 steps": 0.95,
+           "heun, 50 steps": 0.97, "heun, 20 steps": 1.23, "lms, 20 steps": 1.76}
 LECTURE_FLOOR = 0.50
 
 GOAL_STEPS = 200                # of Heun, whose end is taken for the exact one
@@ -284,7 +285,7 @@ def show_sigmas(folder, seed):
     torch.manual_seed(seed)
     sigmas = draw_sigmas(100_000)
     print(f"sigma exceeds 1 in {(sigmas > 1).float().mean():.1%} of draws (the lecture says about a third; 15.9% are "
-          f"expected), median {sigmas.median():.2f}, mode {math.exp(-1.2 - 1.2 ** 2):.3f}")
+          f"expected), median {sigmas.median():.2f} (it says mostly 0.4 or 0.5), mode {math.exp(-1.2 - 1.2 ** 2):.3f}")
     heights, edges = np.histogram(sigmas.log(), bins=40, range=(-6, 4), density=True)
     middles = (edges[1:] + edges[:-1]) / 2
     density = stats.gaussian_kde(sigmas[:5000].log())(middles)
@@ -349,7 +350,6 @@ def try_sampler(args, denoiser, origin, evaluate, goal, name, steps, options):
     sigs = sigmas_karras(steps, rho=args.rho)
     walk = lambda noise: sample(SAMPLERS[name], denoiser, noise, sigs, **options) / args.input_scale
     images, seconds = generate(walk, args.samples, args.seed, args.device)
-    images.clamp_(-1, 1)
     # Solver error: how far from where 200 steps of Heun end, from the same noise. Fresh noise ends elsewhere by design.
     solver_error = None
     if not any(options.values()):
@@ -380,14 +380,14 @@ def show_paths(folder, denoiser, input_scale, device, seed):
          title="from noise to clothes, by sigma; from above: " + ", ".join(SAMPLERS)).save(folder / "paths.png")
 
 
+def lecture(record):
+    """The lecture's figure for the same sampler, and how many times what its real images scored."""
+    found = LECTURE.get(said(record))
+    return f"{found:.2f} ({found / LECTURE_FLOOR:.1f} x)" if found else "-"
+
+
 def show_comparison(folder, records):
-    """8. All samplers, beside the lecture's: a table and a picture."""
-    def lecture(record):
-        found = record["model"] == "karras" and LECTURE.get((record["what"], record["steps"]))
-        return f"{found:.2f} ({found / LECTURE_FLOOR:.1f} x)" if found else "-"
-    comparison(records, said, lecture)
-    print(f"The lecture's real images scored {LECTURE_FLOOR:.2f}, on its own scale: compare multiples of the floor "
-          "only.\nIts LMS was of order 3 and started at sigma 20.")
+    """8. What each sampler costs and what comes of it, as a picture."""
     asked = [r["evaluations"] for r in records]
     panels = []
     for key, title in (("solver_error", "solver error"), ("fid", "FID"), ("border", "residual noise")):
@@ -406,9 +406,9 @@ def learn(args, images):
     show_sigmas(args.folder, args.seed)
     evenly = stats.norm.ppf(np.linspace(0.01, 0.99, 16))                   # 16 sigmas, spread as training draws them
     sig = torch.tensor(np.exp(-1.2 + 1.2 * evenly), dtype=torch.float32, device=args.device)
-    how = {"sig_data": args.sig_data}
+    how = {"sig_data": args.sig_data}                                      # the rest only where it is asked for
     if args.log_sigma: how["log_sigma"] = True
-    if args.centre: how["centre"] = float(x0.mean())
+    if args.centre: how["centre"] = round(float(x0.mean()), 4)
     show_question(args.folder, test, sig, how)
     model, origin = train(args, "karras", RECIPE, lambda x0: noisify(x0, **how), x0, input_scale=args.input_scale,
                           **how)
@@ -462,13 +462,16 @@ def main(argv=None):
         denoiser = lambda x, sig: denoise_epsilon(model, x, sig)
     show_schedule(args.folder, args.steps)
     exact = lambda noise: sample(sample_heun, denoiser, noise, sigmas_karras(GOAL_STEPS)) / args.input_scale
-    goal, _ = generate(exact, min(64, args.samples), args.seed, args.device, amp=False)
+    goal = None
+    if not all(any(options.values()) for *_, options in trials):           # some sampler here adds no fresh noise
+        goal, _ = generate(exact, min(64, args.samples), args.seed, args.device, amp=False)
     records = [try_sampler(args, denoiser, origin, evaluate, goal, *trial) for trial in trials]
     if args.compare:
         show_paths(args.folder, denoiser, args.input_scale, args.device, args.seed)
         show_comparison(args.folder, records)
-    last = records[-1]
-    print(f"Pictures and results.json are in {args.folder}. {said(last)}: {describe(last)}")
+    print(f"The lecture's real images scored {LECTURE_FLOOR:.2f} on the scale of its figures: compare multiples of the "
+          "floor only.\nIts LMS was called with order 3 and sigma_max 20; the order of 4 is its function's default.")
+    comparison(records, said, lecture, args.folder)
 
 
 if __name__ == "__main__":

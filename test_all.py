@@ -849,7 +849,7 @@ def test_no_t_compare(tmp_path, capsys, monkeypatch):
     run(no_t.main, tmp_path, "--compare", "--steps", "3")
     records = json.loads((tmp_path / "no_t" / "results.json").read_text())
     assert [(r["rescue"], r["eta"]) for r in records] == [("none", 1), ("every", 0), ("last", 1)]
-    assert len({r["fid"] for r in records}) == 3 and "9..12 x" in capsys.readouterr().out
+    assert len({r["fid"] for r in records}) == 3 and "x floor" in capsys.readouterr().out
 
 
 class Stop(Exception):
@@ -934,6 +934,20 @@ def test_cosine_ddim_compare(tmp_path, capsys, monkeypatch):
     records = json.loads((tmp_path / "cosine_ddim" / "results.json").read_text())
     assert [(r["eta"], r["spacing"]) for r in records] == [(1, "uniform"), (0, "uniform"), (1, "late")]
     assert len({r["fid"] for r in records}) == 3 and "x floor" in capsys.readouterr().out
+
+
+def test_the_lectures_figures_stand_beside_the_settings_that_they_were_measured_with():
+    ddim = dict(what="ddim", eta=1.0, spacing="uniform", clip=None, schedule="cosine", input_scale=0.5, normalise=False)
+    assert set(cosine_ddim.LECTURE) == {cosine_ddim.said(ddim | {"steps": steps}) for steps in (100, 50)}
+    no_time = dict(what="no t", steps=100, clip=no_t.CLIP)
+    assert set(no_t.LECTURE) == {no_t.said(no_time | {"rescue": rescue, "eta": eta}) for rescue, eta in
+                                 (("none", 1), ("every", 1), ("every", 0.5), ("every", 0))}
+    usual = dict(churn=None, rho=7.0, model="karras", input_scale=0.5, sig_data=0.33)
+    said = {karras.said(usual | {"what": name, "steps": steps, "eta": options.get("eta")})
+            for name, steps, options in [*karras.COMPARED, ("heun", 100, {})]}
+    assert set(karras.LECTURE) == said - {"euler, 20 steps", "dpmpp 2m, 20 steps"}
+    assert karras.lecture(usual | {"what": "lms", "steps": 20, "eta": None}) == "1.76 (3.5 x)"
+    assert karras.lecture(usual | {"what": "lms", "steps": 20, "eta": None, "rho": 3.0}) == "-"
 
 
 def test_karras_compare(tmp_path, capsys, monkeypatch):
@@ -1161,36 +1175,86 @@ def test_readme_and_help_agree_with_the_scripts(capsys):
     assert "pip install -r requirements.txt && pytest test_all.py" in readme
 
 
-def table(heading):
-    """The rows of the first table under a heading of the README, as lists of cells."""
-    section = (HERE / "README.md").read_text().split(f"## {heading}\n")[1]
-    lines = section[section.index("\n|") + 1:].split("\n\n")[0].splitlines()
+def table(header):
+    """The rows of the README's table whose header begins so, as lists of cells."""
+    readme = (HERE / "README.md").read_text()
+    assert readme.count(f"\n| {header}") == 1, header
+    lines = readme[readme.index(f"\n| {header}") + 1:].split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def kept(folder):
+    """The records that the README's figures come from."""
+    return json.loads((HERE / "results" / "small" / folder / "results.json").read_text())
 
 
 def test_everything_on_the_map_exists():
     seen = set()
-    for moment, script, names, _ in table("The map"):
-        module, flags = sys.modules[script.strip("`").removesuffix(".py")], (HERE / script.strip("`")).read_text()
+    for moment, script, names, shown in table("the lecture's moment"):
+        lesson = script.strip("`").removesuffix(".py")
+        module, flags = sys.modules[lesson], (HERE / f"{lesson}.py").read_text()
         for name in re.findall("`([^`]+)`", names):
             assert f'"{name}"' in flags if name.startswith("--") else hasattr(module, name), (moment, name)
-        seen.add(script)
-    assert seen == {f"`{name}.py`" for name in ("cosine_ddim", "noise_pred", "no_t", "karras", "fid", "unet")}
+        for picture in re.findall(r"\S+\.png", shown):
+            assert list((HERE / "results" / "small" / lesson).glob(picture)), (moment, picture)
+        seen.add(lesson)
+    assert seen == {"cosine_ddim", "noise_pred", "no_t", "karras", "fid", "unet"}
+
+
+def test_pictures_of_the_readme_are_there_and_small():
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", (HERE / "README.md").read_text()):
+        assert (HERE / name).exists(), name
+    assert all(picture.stat().st_size < 300_000 for picture in (HERE / "results").rglob("*.png"))
 
 
 def test_every_score_in_the_readme_is_in_a_results_file():
     lessons = {"lesson 1": ("cosine_ddim", cosine_ddim.said), "lesson 3": ("no_t", no_t.said),
                "lesson 4": ("karras", karras.said),
                "lesson 1's network": ("karras", lambda r: karras.said(r).replace(", model cosine", ""))}
-    for name, evaluations, score, multiple, border, _ in table("What the small network gives"):
+    for name, evaluations, score, multiple, border, _ in table("| evaluations"):
         lesson, settings = name.split(": ", 1)
         folder, said = lessons[lesson]
-        records = json.loads((HERE / "results" / "small" / folder / "results.json").read_text())
-        found = [r for r in records if "fid" in r and said(r) == settings
+        found = [r for r in kept(folder) if "fid" in r and r["seed"] == 0 and said(r) == settings
                  and (r.get("model") == "cosine") == ("network" in lesson)]
         assert len(found) == 1, name
         record = found[0]
-        assert (record["size"], record["seed"], record["data"], record["samples"]) == ("small", 0, "fashion", 2048)
+        assert (record["size"], record["data"], record["samples"]) == ("small", "fashion", 2048)
         assert [evaluations, score, multiple, border] == [str(record["evaluations"]), f"{record['fid']:.1f}",
                                                           f"{record['fid'] / record['floor']:.1f}",
                                                           f"{record['border']:.3f}"], name
+
+
+def test_the_readme_has_lesson_2s_errors():
+    assert table("mean error of alphabar") == [
+        [f"asked for {r['what']}", *(f"{mean:.4f}" for mean, _ in r["errors"]), f"{r['mae']:.4f}"]
+        for r in kept("noise_pred")]
+
+
+def test_the_readme_has_the_dials():
+    assert table("schedule, b") == [
+        [f"{r['schedule']}, b {r['input_scale']:g}", f"{r['loss']:.4f}", f"{r['fid']:.1f}",
+         f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}", f"{r['border']:.3f}", f"{r['train_seconds']:.0f}"]
+        for r in sorted(kept("dials"), key=lambda r: r["fid"])]
+
+
+def test_the_readme_has_what_one_change_does():
+    records = {karras.said(r) + f", seed {r['seed']}" * (r["seed"] > 0): r for r in kept("karras")}
+    for change, command, *figures in table("one change"):
+        r = records[f"lms, 20 steps, {change}".removesuffix(", the lecture's")]
+        assert figures == [f"{r['loss']:.3f}", f"{r['fid']:.1f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}",
+                           f"{r['solver_error']:.3f}"], change
+        flags = set(re.findall(r"--(\S+)", command))
+        assert all(f"--{flag}" in (HERE / "karras.py").read_text() + (HERE / "unet.py").read_text() for flag in flags)
+        assert all(flag.replace("-", " ") in change for flag in flags), command
+
+
+def test_the_readme_has_what_a_score_means():
+    records = kept("fid")
+    assert table("candidate") == [
+        [r["what"], f"{r['fid']:.1f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}", f"{r['border']:.3f}"]
+        for r in records if "kid" in r]
+    assert table("real training images") == [
+        [f"{r['samples']:,}", f"{r['fid']:.2f}"] for r in records if r["what"] == "how many"]
+    assert table("the same 2048") == [
+        [r["what"].removeprefix("precision, "), f"{r['fid']:.2f}", f"{r['fid_float32']:.2f}"]
+        for r in records if "fid_float32" in r]

@@ -1,7 +1,8 @@
-"""The network that all four lessons share, and how it is fitted.
+"""The network that lessons 1, 3 and 4 share, and how every network here is fitted.
 
-The lecture changes what the network is asked (which input, which target) and never the network itself, nor the
-training loop. So both live here, once, and a lesson holds nothing but what its part of the lecture changed.
+The lecture changes what the network is asked (which input, which target), and neither the network nor the training
+loop. So both live here, once, and a lesson holds nothing but what its part of the lecture changed. (Lesson 2 wants a
+single number of an image, and takes the residual network of fid.py.)
 
     python unet.py        parameters, GFLOP an image, and images a second for training and sampling on this machine
 
@@ -43,7 +44,7 @@ def timestep_embedding(t, dim, max_period=10_000):
 
 
 class ResnetBlock(nn.Module):
-    """Two 3x3 convolutions around which the input is added back; between them the time has its say."""
+    """Two 3x3 convolutions around which the input is added back; between them the time's embedding is added."""
 
     def __init__(self, n_in, n_out, n_emb, groups):
         super().__init__()
@@ -210,6 +211,9 @@ def has_matrix_units(kind):
     return kind == "cpu" and cpu.exists() and "avx512_bf16" in cpu.read_text()
 
 
+torch.backends.cudnn.allow_tf32 = False                    # what is called float32 here is that on every GPU
+
+
 def reduced(device):
     """Matrix products in bfloat16 where there are units for it; weights, and sums in a loss, stay float32."""
     units = has_matrix_units(device.type)
@@ -247,7 +251,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     Raises Problem where a checkpoint is damaged or belongs to other settings, and where the loss is no longer finite.
     """
     device, path = next(model.parameters()).device, path and Path(path)
-    slow = amp and device.type == "cpu" and has_matrix_units("cpu")        # there bfloat16's group norm, channels last
+    slow = amp and device.type == "cpu" and has_matrix_units("cpu")        # group norm in bfloat16, channels last, is
     model.to(memory_format=torch.contiguous_format if slow else torch.channels_last)
     settings = json.loads(json.dumps(settings or {}))                      # as it will come back: tuples become lists
     if path and path.exists() and not retrain:
@@ -299,7 +303,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             losses[step] = value.detach()
             step += 1
             now = time.time()
-            if now - shown > 1 or i + 1 == per_epoch:                      # reading the loss waits for a GPU: seldom
+            if now - shown > 1 or i + 1 == per_epoch:                      # seldom: reading it waits for a GPU
                 shown = now
                 finite()
                 rate = (step - saved) * batch_size / (now - started)
@@ -425,7 +429,7 @@ def train(args, lesson, recipes, noisify, images, *, build=None, loss=F.mse_loss
 
 @torch.no_grad()
 def generate(sampler, n, seed, device, batch=None, amp=True):
-    """n samples in batches: sampler(noise) -> images, with noise (batch, 1, 32, 32) -> (n, 1, 32, 32), and the seconds.
+    """-> n samples (n, 1, 32, 32), which sampler(noise) makes of batches of noise (batch, 1, 32, 32); and the seconds.
 
     The noise is drawn on the CPU from the seed, so that every device, and a run whether it trained or not, starts from
     the same standard normal numbers. What a sampler draws on the way is from torch's own generator, seeded here too.
@@ -439,8 +443,8 @@ def generate(sampler, n, seed, device, batch=None, amp=True):
             images = sampler(noise.to(device))
         if out is None: out = torch.empty(n, *images.shape[1:])
         out[start:start + len(noise)] = images                             # and never all of them twice
-        line(f"sampled {start + len(noise)} of {n}", end=False)
-    line("", end=False)
+        line(f"sampled {start + len(noise)} of {n}")
+    line("")
     return out, time.time() - started
 
 
@@ -473,11 +477,10 @@ def script(main):
         if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(line_buffering=True)     # into files too
         try:
             return main(argv)
-        except Problem as problem:
-            print(f"{name}: error: {problem}", file=sys.stderr)
-            sys.exit(2)
-        except OSError as error:
-            print(f"{name}: error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        except (Problem, OSError) as error:
+            if isinstance(error, OSError): error = f"{error.filename or 'a file'}: {error.strerror or error}"
+            Progress()("")                                                 # instead of the progress line
+            print(f"{name}: error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as stop:
             print(f"\n{name}: {str(stop) or 'stopped; the same command goes on from what is saved'}", file=sys.stderr)

@@ -9,6 +9,12 @@ What the lecture found: nothing needs a thousand numbered timesteps. Let t run f
 and make alphabar a function of it; any number of steps is then a list of floats. With 100 steps that scored a FID of
 3.29 and 3.10 on a scale where real images have 1.9 to 2.6. The second half is the paper on noise schedules (Chen 2023,
 arXiv 2301.10972): how quickly the image drowns is a dial, and scaling the image by b turns the same dial.
+
+What the small network does (two passes, seed 0, real images score 1.12; results/small/cosine_ddim and dials):
+- The loss comes to 0.0384 (the lecture's to 0.033). 100 steps of DDIM score 11.1 and 50 as well as that, 10.9.
+- Eta below 1 leaves noise in the pictures, of which the lecture complained too: 38.5 at 0.5, 72.5 at 0. ddim_step says
+  why. Steps that are few early and all of them late gain nothing: 11.8.
+- The dials, one pass each: linear, cosine and sigmoid lie between 18.2 and 20.5, b = 0.3 at 21.1, b = 1 at 47.4.
 """
 import math
 

@@ -257,7 +257,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     if path and path.exists() and not retrain:
         state = load_checkpoint(path, settings, needs=("model", "losses", "seconds", "device"))
         restore(model.eval(), state["model"], path)
-        print(f"using the network trained before, {path} (--retrain trains it anew)")
+        print(f"using the network trained before, {path} (did its training change? --retrain)")
         return {key: state[key] for key in ("losses", "seconds", "device")}
 
     batch_size = min(batch_size, len(images))

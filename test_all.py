@@ -1183,9 +1183,10 @@ def table(header):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def kept(folder):
+def kept(folder, size="small"):
     """The records that the README's figures come from."""
-    return json.loads((HERE / "results" / "small" / folder / "results.json").read_text())
+    path = HERE / "results" / size / folder / "results.json"
+    return json.loads(path.read_text()) if path.exists() or size == "small" else []
 
 
 def test_everything_on_the_map_exists():
@@ -1211,17 +1212,19 @@ def test_every_score_in_the_readme_is_in_a_results_file():
     lessons = {"lesson 1": ("cosine_ddim", cosine_ddim.said), "lesson 3": ("no_t", no_t.said),
                "lesson 4": ("karras", karras.said),
                "lesson 1's network": ("karras", lambda r: karras.said(r).replace(", model cosine", ""))}
-    for name, evaluations, score, multiple, border, _ in table("| evaluations"):
+    for name, evaluations, *small, large, _ in table("| evaluations"):
         lesson, settings = name.split(": ", 1)
         folder, said = lessons[lesson]
-        found = [r for r in kept(folder) if "fid" in r and r["seed"] == 0 and said(r) == settings
-                 and (r.get("model") == "cosine") == ("network" in lesson)]
-        assert len(found) == 1, name
-        record = found[0]
-        assert (record["size"], record["data"], record["samples"]) == ("small", "fashion", 2048)
-        assert [evaluations, score, multiple, border] == [str(record["evaluations"]), f"{record['fid']:.1f}",
-                                                          f"{record['fid'] / record['floor']:.1f}",
-                                                          f"{record['border']:.3f}"], name
+        for size, figures in ("small", small), ("lecture", [large]):
+            found = [r for r in kept(folder, size) if "fid" in r and r["seed"] == 0 and said(r) == settings
+                     and (r.get("model") == "cosine") == ("network" in lesson)]
+            if size == "lecture" and not found:
+                assert large == "no GPU yet", name
+                continue
+            assert len(found) == 1, name
+            r, times = found[0], f"{found[0]['fid'] / found[0]['floor']:.1f}"
+            assert (r["size"], r["data"], r["samples"], str(r["evaluations"])) == (size, "fashion", 2048, evaluations)
+            assert figures == ([f"{r['fid']:.1f}", times, f"{r['border']:.3f}"] if size == "small" else [times]), name
 
 
 def test_the_readme_has_lesson_2s_errors():
@@ -1243,9 +1246,8 @@ def test_the_readme_has_what_one_change_does():
         r = records[f"lms, 20 steps, {change}".removesuffix(", the lecture's")]
         assert figures == [f"{r['loss']:.3f}", f"{r['fid']:.1f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}",
                            f"{r['solver_error']:.3f}"], change
-        flags = set(re.findall(r"--(\S+)", command))
+        flags = set(re.findall("--([a-z-]+)", command))
         assert all(f"--{flag}" in (HERE / "karras.py").read_text() + (HERE / "unet.py").read_text() for flag in flags)
-        assert all(flag.replace("-", " ") in change for flag in flags), command
 
 
 def test_the_readme_has_what_a_score_means():
@@ -1253,7 +1255,7 @@ def test_the_readme_has_what_a_score_means():
     assert table("candidate") == [
         [r["what"], f"{r['fid']:.1f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}", f"{r['border']:.3f}"]
         for r in records if "kid" in r]
-    assert table("real training images") == [
+    assert table("how many real images") == [
         [f"{r['samples']:,}", f"{r['fid']:.2f}"] for r in records if r["what"] == "how many"]
     assert table("the same 2048") == [
         [r["what"].removeprefix("precision, "), f"{r['fid']:.2f}", f"{r['fid_float32']:.2f}"]

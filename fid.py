@@ -7,9 +7,9 @@ A FID says how far a set of samples is from the 10,000 test images, as the featu
 a classifier (ours is pinned, so that figures can be compared), a number of images (2048, always, because FID falls as
 their number grows) and a floor: what as many real training images score. A sampler cannot honestly do better than that.
 
-Ours is 1.12 +- 0.13 (results/small/fid). Noise of 0.03, which is hardly visible, makes that 1.9, noise of 0.1 20, a blur
-by a pixel 24, and nothing but noise scores 334. Whether all this is done in float64 or, like the lecture's, in float32,
-makes no difference with this classifier.
+Ours is 1.12 +- 0.13 (results/small/fid). Real images with noise of 0.03, which is hardly visible, score 1.9, with noise
+of 0.1 20, blurred by a pixel 24, and nothing but noise scores 334. Whether all this is done in float64 or, like the
+lecture's, in float32, makes no difference with this classifier.
 """
 import functools
 import hashlib

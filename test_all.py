@@ -323,6 +323,10 @@ def test_image_eval(evaluate, tmp_path):
     noisy = train + 0.3 * torch.randn_like(train)
     assert abs(evaluate.fid(train) - evaluate.floor) < 5 * evaluate.floor_sd
     assert evaluate.fid(noisy) > 2 * evaluate.fid(train) and evaluate.kid(noisy) > evaluate.kid(train)
+    random = np.random.default_rng(0)                                        # the floor, drawn one by one
+    train, _ = fid.fashion_mnist(data="drawn", count=256)
+    draws = [evaluate.fid(train[torch.from_numpy(random.choice(256, 64, replace=False))]) for _ in range(20)]
+    assert (evaluate.floor, evaluate.floor_sd) == pytest.approx((np.mean(draws), np.std(draws, ddof=1)))
     same = train[:1].expand(64, -1, -1, -1)
     score = evaluate.score(same)
     assert math.isfinite(score["fid"]) and math.isfinite(score["kid"]) and sum(score["classes"]) == 64
@@ -353,6 +357,9 @@ def test_results_replace_those_of_the_same_settings_only(tmp_path):
     fid.save_results(tmp_path, [one])
     fid.save_results(tmp_path, [one | {"fid": 4.0}, one | {"steps": 10}])
     assert json.loads((tmp_path / "results.json").read_text()) == [one | {"fid": 4.0}, one | {"steps": 10}]
+    other = one | {"classifier": "another"}                                  # another judge's score is another result
+    fid.save_results(tmp_path, [other])
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 3
     (tmp_path / "results.json").write_text("[{")
     with pytest.raises(unet.Problem, match="results.json"): fid.save_results(tmp_path, [one])
 
@@ -876,7 +883,7 @@ def test_images_are_scored_in_the_range_of_real_ones(tmp_path, monkeypatch, less
     with pytest.raises(Stop): run(lesson.main, tmp_path, *argv)
 
 
-def test_karras_from_end_to_end(tmp_path, capsys):
+def test_karras_from_end_to_end(tmp_path, capsys, monkeypatch):
     run(karras.main, tmp_path, "--sampler", "lms", "--steps", "6")
     out, folder = capsys.readouterr().out, tmp_path / "karras"
     pictures = {"sigmas", "question", "loss-by-sigma", "one-step", "one-step-from-noise", "schedule",
@@ -892,6 +899,13 @@ def test_karras_from_end_to_end(tmp_path, capsys):
     again = json.loads((folder / "results.json").read_text())
     assert "epoch" not in out and len(again) == 1
     assert all(again[0][k] == record[k] for k in ("fid", "kid", "border", "solver_error", "classes"))
+
+    with monkeypatch.context() as patch:                                     # with fresh noise there is no solver
+        patch.delattr(karras, "sample_heun")                                 # error, and the exact end is not sought
+        run(karras.main, tmp_path, "--sampler", "ancestral", "--steps", "2")
+    last = json.loads((folder / "results.json").read_text())[-1]
+    assert (last["what"], last["eta"], last["solver_error"]) == ("ancestral", 1, None)
+    capsys.readouterr()
 
     run(karras.main, tmp_path, "--log-sigma", "--centre", "--sig-data", "0.5", "--steps", "3")
     assert "epoch 1/1" in capsys.readouterr().out and len(list(folder.glob("*.pt"))) == 2       # another network
@@ -1246,8 +1260,8 @@ def test_the_readme_has_what_one_change_does():
         r = records[f"lms, 20 steps, {change}".removesuffix(", the lecture's")]
         assert figures == [f"{r['loss']:.3f}", f"{r['fid']:.1f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}",
                            f"{r['solver_error']:.3f}"], change
-        flags = set(re.findall("--([a-z-]+)", command))
-        assert all(f"--{flag}" in (HERE / "karras.py").read_text() + (HERE / "unet.py").read_text() for flag in flags)
+        for flag, value in re.findall("--([a-z-]+) ?([0-9.]*)", command):       # the command makes that record
+            assert r[flag.replace("-", "_")] == (float(value) if value else True), (command, flag)
 
 
 def test_the_readme_has_what_a_score_means():

@@ -1113,7 +1113,8 @@ def train(path, sign=None):
     if pid := os.fork():                                            # saves nine times out of ten imports of torch
         if sign:
             select.select(pipe[:1], [], [], 20)
-            time.sleep(random.uniform(0, 0.2))
+            while sign == signal.SIGINT and not os.path.exists(folder + "killed.part"): time.sleep(0.001)
+            time.sleep(random.uniform(0, 0.1))
             os.kill(pid, sign)
             while select.select(pipe[:1], [], [], 0)[0]: os.read(pipe[0], 1000)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

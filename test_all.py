@@ -791,6 +791,30 @@ def test_the_last_call_removes_the_noise_that_is_left_only_where_it_is_told_how_
 
 # ---------------------------------------------------------------------------------------------- the scripts, whole
 
+def test_nothing_is_left_on_the_cpu_when_the_images_are_elsewhere():
+    # "meta" has shapes and no numbers, and refuses what is on two devices as a GPU does: a GPU for those who have none
+    device = torch.device("meta")
+    with pytest.raises(RuntimeError): torch.zeros(3, device=device) + torch.zeros(3)
+    model, x = unet.UNet((8, 16), 1).to(device), torch.zeros(4, 1, 32, 32, device=device)
+    tmodel = fid.resnet(1).to(device)
+    asked = [lambda x0: karras.noisify(x0, log_sigma=True, centre=0.1), no_t.noisify]
+    asked += [lambda x0, a=cosine_ddim.noise_schedule(name, *how)[0]: cosine_ddim.noisify(x0, abar=a)
+              for name, *how in (["linear"], ["cosine"], ["cosine", 0.2, 1, 2], ["sigmoid"])]
+    for noisify in asked:
+        inputs, target = noisify(x)
+        assert (model(*inputs) - target).device == device
+    assert noise_pred.flat_mse(tmodel(*noise_pred.noisify(x)[0]), noise_pred.noisify(x)[1]).device == device
+    ends = [cosine_ddim.denoise(x, x, torch.zeros(4, device=device)), cosine_ddim.unit_variance(x)]
+    for denoise in (lambda x, sig: karras.denoise(model, x, sig, log_sigma=True, centre=0.1),
+                    lambda x, sig: karras.denoise_epsilon(model, x, sig)):
+        ends += [list(sampler(denoise, x, karras.sigmas_karras(3)))[-1] for sampler in karras.SAMPLERS.values()]
+    for eta in (0.0, 0.5):
+        ts = cosine_ddim.timesteps(3)
+        ends += list(cosine_ddim.sample(model, x, ts, eta, 1.0))[-1]
+        ends += list(no_t.sample(lambda x: model(x, 0.0), lambda x: no_t.predict(tmodel, x), x, ts, eta))[-1]
+    assert len(ends) == 22 and all(end.device == device and end.shape in (x.shape, (4,)) for end in ends)
+
+
 def run(main, folder, *argv):
     main(["--size", "tiny", "--data", "drawn", "--device", "cpu", "--out-dir", str(folder), *argv])
 

@@ -181,8 +181,9 @@ COMPARED = [(100, 1.0, "uniform", None), (50, 1.0, "uniform", None), (50, 0.5, "
             (50, 0.0, "uniform", None), (50, 0.0, "uniform", 1.0), (50, 1.0, "late", None)]
 
 
-def show_noising(folder, x0, abar, input_scale):
+def show_noising(folder, x0, abar, input_scale, seed):
     """1. One garment after another, noised more and more."""
+    torch.manual_seed(seed)
     t = torch.linspace(0.05, 0.95, len(x0), device=x0.device)
     (x_t, _), _ = noisify(x0, t, abar)
     brightness = (abar(t) * input_scale ** 2 + 1 - abar(t)).sqrt()
@@ -202,8 +203,9 @@ def network(args, x0, schedule=COSINE, input_scale=0.5, normalise=False):
 
 
 @torch.no_grad()
-def show_one_step(folder, find_noise, x0, abar, input_scale):
+def show_one_step(folder, find_noise, x0, abar, input_scale, seed):
     """3. Images at many times, restored in one step."""
+    torch.manual_seed(seed)
     t = torch.linspace(0.05, 0.95, len(x0), device=x0.device)
     (x_t, _), _ = noisify(x0, t, abar)
     restored = denoise(x_t, find_noise(x_t, t), t, abar)
@@ -291,13 +293,13 @@ def main(argv=None):
 
     images, _ = fashion_mnist(args.data_dir, True, args.data, args.images)
     test = (fashion_mnist(args.data_dir, False, args.data, 25)[0] * args.input_scale).to(args.device)
-    show_noising(args.folder, test, abar, args.input_scale)
+    show_noising(args.folder, test, abar, args.input_scale, args.seed)
     model, origin = network(args, images.mul_(args.input_scale), args.dials, args.input_scale, args.normalise)
     print(f"loss of the last 100 steps {origin['loss']:.4f}, after {origin['train_seconds']:.0f} s of training on "
           f"{origin['trained_on']} (lecture: 0.033, cosine and b 0.5, after 25 epochs of its network)")
 
     find_noise = lambda x_t, t: model(unit_variance(x_t) if args.normalise else x_t, t).float()
-    show_one_step(args.folder, find_noise, test[:19], abar, args.input_scale)
+    show_one_step(args.folder, find_noise, test[:19], abar, args.input_scale, args.seed)
     trials = COMPARED if args.compare else [trial]
     records = [try_ddim(args, find_noise, origin, evaluate, abar, *trial) for trial in trials]
     show_dials(args.folder, test[:1] / args.input_scale, args.seed)

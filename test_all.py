@@ -824,18 +824,23 @@ def nearer_goal(monkeypatch):
     monkeypatch.setattr(karras, "GOAL_STEPS", 20)                            # for seconds' sake
 
 
+def drawn(folder):
+    """What is in the pictures of a folder."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
 def test_noise_pred_from_end_to_end(tmp_path, capsys):
     run(noise_pred.main, tmp_path, "--compare")
     out, folder = capsys.readouterr().out, tmp_path / "noise_pred"
     pictures = {"question", "guesses-logit", "guesses-alphabar", "scatter-logit", "scatter-alphabar"}
     assert {p.stem for p in folder.glob("*.png")} == pictures and len(list(folder.glob("*.pt"))) == 2
     assert "always answering 0.5" in out and "lecture: 0.075" in out and "drawn clothes, not Fashion-MNIST" in out
-    logit, plain = json.loads((folder / "results.json").read_text())
+    before, (logit, plain) = drawn(folder), json.loads((folder / "results.json").read_text())
     assert (logit["what"], plain["what"]) == ("logit", "alphabar") and len(logit["errors"]) == len(noise_pred.LEVELS)
     run(noise_pred.main, tmp_path)                                           # again: same numbers, and no training
     assert "epoch" not in capsys.readouterr().out
     again = next(r for r in json.loads((folder / "results.json").read_text()) if r["what"] == "logit")
-    assert again == logit
+    assert again == logit and drawn(folder) == before
 
 
 def test_no_t_from_end_to_end(tmp_path, capsys):
@@ -918,8 +923,10 @@ def test_karras_from_end_to_end(tmp_path, capsys, monkeypatch):
     assert record["data"] == "drawn" and "drawn clothes, not Fashion-MNIST" in out and f"FID {record['fid']:.2f}" in out
     assert "epoch 1/1" in out
 
+    before = drawn(folder)
     run(karras.main, tmp_path, "--sampler", "lms", "--steps", "6")            # again: same scores, and no training
     out = capsys.readouterr().out
+    assert drawn(folder) == before
     again = json.loads((folder / "results.json").read_text())
     assert "epoch" not in out and len(again) == 1
     assert all(again[0][k] == record[k] for k in ("fid", "kid", "border", "solver_error", "classes"))
@@ -946,6 +953,11 @@ def test_cosine_ddim_from_end_to_end(tmp_path, capsys):
     record = json.loads((folder / "results.json").read_text())[0]
     assert (record["what"], record["steps"], record["eta"], record["spacing"]) == ("ddim", 5, 1, "uniform")
     assert "drawn clothes, not Fashion-MNIST" in out and "lecture: 0.033" in out and "epoch 1/1" in out
+
+    before = drawn(folder)
+    run(cosine_ddim.main, tmp_path, "--steps", "5")                           # again: the same pictures
+    assert drawn(folder) == before
+    capsys.readouterr()
 
     run(karras.main, tmp_path, "--model", "cosine", "--steps", "3")           # the same network, and no training
     out = capsys.readouterr().out

@@ -5,7 +5,7 @@
 
 A FID says how far a set of samples is from the 10,000 test images, as the features of a classifier see both. It needs
 a classifier (ours is pinned, so that figures can be compared), a number of images (2048, always, because FID falls as
-their number grows) and a floor: what as many real training images score. A sampler cannot honestly do better than that.
+their number grows) and a floor: what as many real training images score. Perfect samples would score that on average.
 
 Ours is 1.12 +- 0.13 (results/small/fid). Real images with noise of 0.03, which is hardly visible, score 1.9, with noise
 of 0.1 20, blurred by a pixel 24, and nothing but noise scores 334. Whether all this is done in float64 or, like the
@@ -373,7 +373,7 @@ def comparison(records, label, lecture, folder):
     widths = [max(map(len, column)) + 2 for column in zip(*rows)]
     for name, *cells in rows: print(name.ljust(widths[0]) + "".join(map(str.rjust, cells, widths[1:])))
     print(f"Floor: {records[0]['samples']} real images score {records[0]['floor']:.2f} +- {records[0]['floor_sd']:.2f}"
-          f"{stand_in(records[0]['data'])}; scores closer than twice that deviation are no order.\n"
+          f"{stand_in(records[0]['data'])}; differences of less than twice that mean nothing.\n"
           f"Pictures and results.json are in {folder}. {label(records[-1])}: {describe(records[-1])}")
 
 

@@ -14,8 +14,8 @@ lecture also reports that without the logit it did not work well. At our budget 
 alphabar 0.2 to 0.8 both targets do alike, but at 0.999 asking for alphabar itself is off by 0.0048 and asking for the
 logit by 0.0004. A squared error of alphabar hardly notices what happens there; one of the logit does.
 
-The notebook's loss on test images jumps about on the way. That is batch norm: in evaluation it uses running averages,
-which lag behind weights that change fast. The network is fine all along.
+The notebook's loss on test images jumps about on the way. Batch norm is a likely reason: in evaluation it uses running
+averages, which lag behind weights that change fast.
 """
 import functools
 import math
@@ -134,7 +134,8 @@ def show_guesses(folder, x0, x_t, pred, actual, target):
 
 
 def best(level, x0):
-    """The least mean absolute error of an unbiased guess of alphabar by one who knows the image (Cramer-Rao).
+    """The mean absolute error of the best unbiased guess of alphabar by one who knows the image, if its errors are
+    normally distributed (the least variance there is: Cramer-Rao).
 
     In each of its n pixels x_t is Gaussian, with mean sqrt(a) x0 and variance 1 - a. That tells of a (its Fisher
     information) n / (2 (1 - a)^2) + |x0|^2 / (4 a (1 - a)), and the variance of a guess is one over that at best.

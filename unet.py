@@ -36,6 +36,7 @@ def timestep_embedding(t, dim, max_period=10_000):
     """Sinusoids of the time t at dim/2 frequencies from 1 down toward 1/max_period (Vaswani et al. 2017, section 3.5).
 
     t: (N,) floats -> (N, dim): cosines first, then sines. A network reads a number more easily as a pattern of waves.
+    (They were made for t up to 1000. The lecture passes 0 to 1 to them, where the fastest turns by one radian only.)
     """
     half = dim // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)
@@ -251,7 +252,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     Raises Problem where a checkpoint is damaged or belongs to other settings, and where the loss is no longer finite.
     """
     device, path = next(model.parameters()).device, path and Path(path)
-    slow = amp and device.type == "cpu" and has_matrix_units("cpu")        # group norm in bfloat16, channels last, is
+    slow = amp and device.type == "cpu" and has_matrix_units("cpu")        # bfloat16 group norm with channels last
     model.to(memory_format=torch.contiguous_format if slow else torch.channels_last)
     settings = json.loads(json.dumps(settings or {}))                      # as it will come back: tuples become lists
     if path and path.exists() and not retrain:

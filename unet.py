@@ -248,8 +248,8 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     images: (N, 1, H, W); batches of batch_size, the incomplete last one of an epoch left out. amp: see reduced.
     path: where the finished network is kept and found again; until it is complete it is beside it, as .part, or
     .retrain with retrain=True. settings: what the network is, a dictionary of plain values.
-    -> {"losses": (steps,), "seconds": of training, "device": its name}; the model is left in evaluation mode.
-    Raises Problem where a checkpoint is damaged or belongs to other settings, and where the loss is no longer finite.
+    -> {"losses": (steps,), "seconds": of training and compiling, "device": its name}; the model is left in evaluation
+    mode. Raises Problem where a checkpoint is damaged or belongs to other settings, and where the loss is not finite.
     """
     device, path = next(model.parameters()).device, path and Path(path)
     slow = amp and device.type == "cpu" and has_matrix_units("cpu")        # bfloat16 group norm with channels last
@@ -273,6 +273,8 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
                                 remedy="delete it")
         restore(model, state["model"], part, remedy="delete it")
         optim.load_state_dict(state["optimizer"])
+        for weight, its in optim.state.items():                            # another device may lay them out otherwise
+            its |= {name: torch.empty_like(weight).copy_(its[name]) for name in ("exp_avg", "exp_avg_sq")}
         schedule.load_state_dict(state["schedule"])
         losses, step, before = state["losses"], state["step"], state["seconds"]
         print(f"continuing at step {step} of {total}, from {part}")
@@ -291,6 +293,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             epoch, i = divmod(step, per_epoch)
             if i == 0 or step == saved:
                 order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(images))).to(device)
+                first, since = step, time.time()                           # of this epoch: the first has to compile
             torch.manual_seed(step_seed(seed, step))
             pick = order[i * batch_size:(i + 1) * batch_size]
             inputs, target = noisify(images[pick]) if labels is None else noisify(images[pick], labels[pick])
@@ -305,9 +308,9 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             step += 1
             now = time.time()
             if now - shown > 1 or i + 1 == per_epoch:                      # seldom: reading it waits for a GPU
-                shown = now
                 finite()
-                rate = (step - saved) * batch_size / (now - started)
+                shown = now = time.time()
+                rate = (step - first) * batch_size / (now - since)
                 line(f"epoch {epoch + 1}/{epochs}  step {step}/{total}  loss {losses[step - i - 1:step].mean():.4f}  "
                      f"{rate:.0f} images/s  {(total - step) * batch_size / rate:.0f} s left", end=i + 1 == per_epoch)
             if part and now - kept > SAVE_EVERY:
@@ -615,14 +618,17 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device, size = pick_device(args.device), SIZES[args.size]
     model = init_ddpm(UNet(size["channels"], size["layers"], head_dim=size["head_dim"])).to(device)
-    images, parameters = torch.randn(512, 1, 32, 32, device=device), sum(p.numel() for p in model.parameters())
+    batch, times = (64, 1) if device.type == "cpu" else (512, 20)           # what keeps it busy
+    images = torch.randn(times * 8 * batch, 1, 32, 32, device=device)
+    parameters = sum(p.numel() for p in model.parameters())
     with torch.device("meta"), FlopCounterMode(display=False) as counter:   # the same count on every device
         UNet(size["channels"], size["layers"], head_dim=size["head_dim"])(torch.zeros(1, 1, 32, 32), 0.5)
     print(f"{args.size}: {parameters:,} parameters, {counter.get_total_flops() / 1e9:.2f} GFLOP an image forward")
-    training = functools.partial(fit, model, lambda x: ((x, 0.5), x), images, epochs=1, batch_size=64, lr=1e-3)
-    training(amp=False), training(amp=True)                                # to warm up, and to compile
-    rates = [len(images) / training(amp=amp)["seconds"] for amp in (False, True)]
-    rates.append(len(images) / generate(lambda noise: model(noise, 0.5), len(images), 0, device)[1])
+    training = functools.partial(fit, model, lambda x: ((x, 0.5), x), images, epochs=1, batch_size=batch, lr=1e-3)
+    asking = lambda: generate(lambda noise: [model(noise, 0.5) for _ in range(times)][-1], 8 * batch, 0, device)[1]
+    training(amp=False), training(amp=True), asking()                      # to warm up, and to compile
+    rates = [len(images) / seconds for seconds in
+             (training(amp=False)["seconds"], training(amp=True)["seconds"], asking())]
     print("images/s on {}: training {:.0f} in float32, {:.0f} in {}; one evaluation {:.0f}".format(
         device_name(device), rates[0], rates[1], precision(device), rates[2]))
 

@@ -1321,6 +1321,24 @@ def test_the_readme_has_what_one_change_does():
             assert r[flag.replace("-", "_")] == (float(value) if value else True), (command, flag)
 
 
+@pytest.mark.parametrize("lesson, folders, else_where", [
+    (cosine_ddim, ["cosine_ddim", "dials"], {"0.033"}),
+    (no_t, ["no_t", "cosine_ddim"], {"0.7", "0.001", "0.01"}),
+    (karras, ["karras", "cosine_ddim"], set()), (noise_pred, ["noise_pred"], set()), (fid, ["fid"], {"0.03", "0.1"})])
+def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesson, folders, else_where):
+    """But for what else_where holds: the lecture's own figures, and settings of which no record speaks."""
+    def numbers(value):
+        if isinstance(value, (list, dict)):
+            return [n for part in (value.values() if isinstance(value, dict) else value) for n in numbers(part)]
+        return [value] if isinstance(value, (int, float)) else []
+    known = numbers([kept(folder) for folder in folders])
+    ours = re.split("What the small network does|Ours, small, two passes|Ours is", lesson.__doc__)[1].split("\n\n")[0]
+    found = set(re.findall(r"(?<![\w.])\d+\.\d+", ours)) - else_where
+    assert len(found) >= 3
+    for figure in found:
+        assert any(f"{n:.{len(figure.split('.')[1])}f}" == figure for n in known), figure
+
+
 def test_the_readme_has_what_a_score_means():
     records = kept("fid")
     assert table("candidate") == [

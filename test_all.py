@@ -490,6 +490,13 @@ def test_error_falls_with_the_power_of_the_step_that_the_method_promises(name, o
         assert error(name, n) / error(name, 2 * n) == pytest.approx(2 ** order, rel=0.15)
 
 
+def test_dpmpp_takes_the_estimate_of_the_middle_of_an_uneven_step():
+    estimate = lambda x, sig: torch.full_like(x, -math.log(sig))
+    steps = list(karras.sample_dpmpp_2m(estimate, torch.zeros(1), [8, 4, 0.5]))
+    middle = -(math.log(4) + math.log(0.5)) / 2                              # a straight line goes on to there
+    assert steps[1].item() == pytest.approx(0.125 * steps[0].item() + 0.875 * middle, rel=1e-6)
+
+
 def test_lms_is_of_higher_order_and_cheaper_than_heun():
     assert error("lms", 40) / error("lms", 80) > 6 and error("lms", 80) / error("lms", 160) > 7
     assert error("lms", 79) < error("heun", 40) / 5                          # at equal evaluations

@@ -966,10 +966,41 @@ def test_karras_from_end_to_end(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
 
     run(karras.main, tmp_path, "--log-sigma", "--centre", "--sig-data", "0.5", "--steps", "3")
-    assert "epoch 1/1" in capsys.readouterr().out and len(list(folder.glob("*.pt"))) == 2       # another network
+    assert "epoch 1/1" in capsys.readouterr().out and len(list(folder.glob("network-*.pt"))) == 2     # another one
     last = json.loads((folder / "results.json").read_text())[-1]
     assert (last["log_sigma"], last["centre"], last["sig_data"]) == (True, True, 0.5)
     assert (folder / "samples-lms-3-steps-sig-data-0.5-log-sigma-centre.png").exists()
+
+
+def test_the_exact_ends_are_found_once_for_each_denoiser_and_schedule(tmp_path, monkeypatch):
+    args = unet.argparse.Namespace(samples=8, seed=0, device=torch.device("cpu"), folder=tmp_path, input_scale=0.5)
+    monkeypatch.setattr(karras, "GOAL_STEPS", 200)
+    s, asked = 0.33, []
+
+    def gaussian(x, sig, shrink=1.0):
+        asked.append(sig)
+        return shrink * x * s ** 2 / (s ** 2 + sig ** 2)
+    ends = karras.exact_ends(args, gaussian)
+    noise = 80 * torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    last = 0.01                                               # the path ends with one step of Euler, from 0.01 to 0
+    known = noise * ((s ** 2 + last ** 2) / (s ** 2 + 80 ** 2)) ** 0.5 * s ** 2 / (s ** 2 + last ** 2)
+    assert torch.allclose(ends, known / args.input_scale, rtol=1e-3)
+    asked.clear()
+    assert torch.equal(karras.exact_ends(args, gaussian), ends)
+    assert len(asked) <= 10                                                   # to know it again, not to sample
+    for sig in (80, 0.05):                                                   # another denoiser, at one sigma only
+        other = lambda x, at: gaussian(x, at, 1.01 if abs(at - sig) < sig / 2 else 1.0)
+        assert not torch.equal(karras.exact_ends(args, other), ends)
+    args.seed = 1
+    assert not torch.equal(karras.exact_ends(args, gaussian), ends)
+    args.seed = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(karras, "GOAL_STEPS", 40)
+        assert not torch.equal(karras.exact_ends(args, gaussian), ends)
+    asked.clear()
+    assert torch.equal(karras.exact_ends(args, gaussian), ends) and len(asked) <= 10
+    for path in tmp_path.glob("ends-*.pt"): path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(unet.Problem, match="damaged.*delete it"): karras.exact_ends(args, gaussian)
 
 
 def test_cosine_ddim_from_end_to_end(tmp_path, capsys):
@@ -1090,17 +1121,18 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(karras, "GOAL_STEPS", 2)
         run(karras.main, folder, "--steps", "2")
-    network = next((folder / "karras").glob("*.pt"))
+    network = next((folder / "karras").glob("network-*.pt"))
     network.with_suffix(".retrain").write_bytes(network.read_bytes())        # complete, but not a training's
     (folder / "fid.pt").write_bytes(fid.WEIGHTS.read_bytes())
     return folder
 
 
 @pytest.mark.parametrize("victim", ["karras/network-*.pt", "karras/network-*.retrain", "fid/reals-*.pt", "fid.pt",
-                                    "karras/results.json"])
+                                    "karras/ends-*.pt", "karras/results.json"])
 def test_damage_is_named_with_its_remedy_and_nothing_is_touched(finished, victim, capsys, monkeypatch):
     path, folder = next(finished.glob(victim)), finished
     monkeypatch.setattr(fid, "WEIGHTS", folder / "fid.pt")
+    monkeypatch.setattr(karras, "GOAL_STEPS", 2)
     monkeypatch.chdir(folder)
     good = path.read_bytes()
     flipped = bytearray(good)

@@ -11,7 +11,7 @@ and make alphabar a function of it; any number of steps is then a list of floats
 arXiv 2301.10972): how quickly the image drowns is a dial, and scaling the image by b turns the same dial.
 
 What the small network does (two passes, seed 0, real images score 1.12; results/small/cosine_ddim and dials):
-- The loss comes to 0.0383 (the lecture's to 0.033). 100 steps of DDIM score 10.9 and 50 as well as that, 11.0.
+- The loss comes to 0.0383 (the lecture's to 0.033). 50 steps of DDIM do as well as 100: 11.0 and 10.9.
 - Eta below 1 leaves noise in the pictures, of which the lecture complained too: 37.6 at 0.5, 70.9 at 0. ddim_step says
   why. Steps that are few early and all of them late gain nothing: 11.7.
 - The dials, one pass each: linear, cosine and sigmoid lie between 18.4 and 20.2, b = 0.3 at 22.9, b = 1 at 49.8.
@@ -22,8 +22,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# From fid.py: the images, scores, pictures. From unet.py: the command line (flags, settle), train for a network or the
-# one that was trained before, generate for samples in batches. All can be read later.
+# From fid.py: the images, scores, pictures. From unet.py: the command line (flags, settle), a network, trained now or
+# found again (train), and samples in batches (generate). You can read all of these later.
 from fid import ImageEval, beside, comparison, fashion_mnist, find_data, grid, plot, report
 from unet import Problem, flags, generate, number, script, settle, train
 
@@ -42,7 +42,7 @@ def abar(t):
 
 
 def inv_abar(a):
-    """The t in [0, 1] at which alphabar is a: root, inverse cosine, and back from a quarter turn."""
+    """The t in [0, 1] at which alphabar is a: abar solved for t, by a root, an inverse cosine, and times 2 / pi."""
     return torch.as_tensor(a).clamp(0, 1).sqrt().acos() * (2 / math.pi)
 
 
@@ -57,7 +57,8 @@ def noisify(x0, t=None, abar=abar):
     t: (N,) in [0, 1]; drawn evenly from [0, 0.999) where it is not given. abar: the noise schedule, usually the above.
     """
     t = torch.rand(len(x0), device=x0.device) * 0.999 if t is None else t
-    noise, abar_t = torch.randn_like(x0), wide(abar(t), x0)
+    noise = torch.randn_like(x0)
+    abar_t = wide(abar(t), x0)
     return (abar_t.sqrt() * x0 + (1 - abar_t).sqrt() * noise, t), noise
 
 
@@ -90,12 +91,15 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
     found and partly with fresh noise of deviation sig (eq. 16). eta in [0, 1] scales that: at 0 nothing is left to
     chance, and the step is Euler's in other symbols; 1 is DDPM's way, and ancestral Euler (karras.py).
 
-    The lecture had trouble with eta below 1, and so has our small network. Early on, when x_0_hat magnifies every error
-    by sqrt((1 - abar) / abar), it misses some of the noise, so that x_t holds more than its time says. With eta 0 later
-    steps remove just what the time says: the excess stays as large as it is while the noise around it falls, until it
-    is all that is left. With eta 1 some of the old noise gives way to fresh noise in each step. Independent noises add
-    up by their squares, so the excess counts for less each time, and falls as the noise does. With eta 0 a bound on
-    x_0_hat helps as well (34.3 instead of 70.9 with clip 1).
+    The lecture had trouble with eta below 1, and put it down to small images, in which noise destroys more. Our small
+    network has the same trouble, and we think that it comes about otherwise. Measure noise beside the picture, as
+    x_t / sqrt(abar), where it has the deviation sigma = sqrt((1 - abar) / abar). Early on sigma is large, x_0_hat
+    magnifies the network's errors by it, and some of the noise is missed: x_t holds more than its time says. With eta 0
+    each later step removes just what the time says, so the excess stays while sigma falls, until it is all that is
+    left. With eta 1 some of the old noise gives way to fresh noise in each step. Independent noises add up by their
+    squares, so the excess counts for less each time, and falls in proportion to sigma. With eta 0 a bound on x_0_hat
+    helps as well (34.3 instead of 70.9 with clip 1).
+
     clip: bound on the estimate's values. abar_t, abar_t1: numbers, or (N,). abar_hat (N,): what to take for abar_t in
     the estimate alone, in case x_t is more or less noisy than it should be (lesson 3).
     -> x_0_hat, x_t1. At abar_t 1, where eq. 16 is 0/0, there is no noise to add: x_t1 is x_0_hat, which is x_t itself
@@ -107,7 +111,8 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
     if clip is not None: x_0_hat = x_0_hat.clamp(-clip, clip)
     sig = eta * ((1 - abar_t1) * (1 - abar_t / abar_t1) / (1 - abar_t).clamp(min=1e-20)).clamp(min=0).sqrt()
     x_t1 = abar_t1.sqrt() * x_0_hat + (1 - abar_t1 - sig ** 2).clamp(min=0).sqrt() * noise
-    return x_0_hat, x_t1 + sig * torch.randn_like(x_t) if eta > 0 else x_t1
+    if eta > 0: x_t1 = x_t1 + sig * torch.randn_like(x_t)
+    return x_0_hat, x_t1
 
 
 def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
@@ -130,7 +135,7 @@ def noise_schedule(name="cosine", start=None, end=None, tau=None):
     """-> (gamma(t), its inverse), from 1 at t = 0 to 0 at t = 1, cut off at 1e-9 (Chen 2023, section 2.1).
 
     linear: 1 - t, without parameters. cosine, sigmoid: the piece of the curve from start to end, stretched to run from
-    1 to 0; tau bends it. Cosine from 0 to 1 with tau 1 is abar; sigmoid starts as -3 to 3 with tau 1.
+    1 to 0; tau bends it. Cosine is a piece of abar, by default all of it with tau 1; sigmoid is -3 to 3 with tau 1.
     Raises Problem for parameters that make no schedule.
     """
     if name == "linear":
@@ -143,8 +148,7 @@ def noise_schedule(name="cosine", start=None, end=None, tau=None):
     if start >= end: raise Problem(f"--start {start:g} has to be below --end {end:g}")
     if name == "cosine":
         if start < 0 or end > 1: raise Problem(f"--start {start:g}, --end {end:g}: cosine is cut from 0 to 1")
-        curve = lambda u: (u * (math.pi / 2)).cos().clamp(0, 1) ** (2 * tau)
-        inverse = lambda y: (y.clamp(0, 1) ** (0.5 / tau)).acos() * (2 / math.pi)
+        curve, inverse = lambda u: abar(u) ** tau, lambda y: inv_abar(y.clamp(0, 1) ** (1 / tau))
     else:
         curve, inverse = lambda u: (u / tau).sigmoid(), lambda y: y.logit() * tau
     first, last = (float(curve(torch.tensor(u))) for u in (start, end))
@@ -167,7 +171,8 @@ def pooled(x0, k, t, abar=abar):
     """Images (N, 1, H, W) noised at k times the size, at times t (N,), and average-pooled by k: (N, 1, H, W).
 
     The image is what it was, but k * k independent numbers were averaged in each pixel's noise: log-SNR rises by
-    2 ln k. That is why a larger image needs more noise to be an equally hard question.
+    2 ln k. That is why a larger image needs more noise to be an equally hard question. b shifts it by 2 ln b, hence a
+    rule of thumb for b: for images k times as large take b / k.
     """
     (x_t, _), _ = noisify(F.interpolate(x0, scale_factor=k, mode="nearest"), t, abar)
     return F.avg_pool2d(x_t, k)

@@ -26,7 +26,7 @@ import torchvision
 from PIL import Image, ImageDraw, ImageFont
 
 from unet import (Problem, Progress, alone, checkpoint_path, chosen, device_name, first_line, fit, flags,
-                  load_checkpoint, origin, read_results, restore, save_atomically, script, settle, writable)
+                  load_checkpoint, measured_on, read_results, restore, save_atomically, script, settle, writable)
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 WEIGHTS = Path(__file__).parent / "weights" / "fid.pt"
@@ -373,7 +373,8 @@ def comparison(records, label, lecture, folder):
     widths = [max(map(len, column)) + 2 for column in zip(*rows)]
     for name, *cells in rows: print(name.ljust(widths[0]) + "".join(map(str.rjust, cells, widths[1:])))
     print(f"Floor: {records[0]['samples']} real images score {records[0]['floor']:.2f} +- {records[0]['floor_sd']:.2f}"
-          f"{stand_in(records[0]['data'])}; differences of less than twice that mean nothing.\n"
+          f"{stand_in(records[0]['data'])}.\nDifferences of less than twice the +- mean nothing, and two networks of "
+          "one recipe may differ by more.\n"
           f"Pictures and results.json are in {folder}. {label(records[-1])}: {describe(records[-1])}")
 
 
@@ -393,7 +394,8 @@ def save_results(folder, records):
 # ---------------------------------------------------------------------------------------------- pictures
 
 INK, PALE = (30, 30, 30), (215, 215, 215)
-COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207), (140, 86, 75))
+COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207), (140, 86, 75),
+           (120, 120, 120))
 
 
 def grid(images, captions=None, columns=8, zoom=2, title=None):
@@ -427,7 +429,9 @@ def ticks(low, high, log):
 def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 400)):
     """A small chart -> a PIL image. series: (name, xs, ys, kind), kind one of "line", "points", "dots", "bars"."""
     left, right, top, bottom = 62, size[0] - 16, 30, size[1] - 46
-    font, picture = ImageFont.load_default(12), Image.new("RGB", size, "white")
+    crowded = any(kind == "points" for *_, kind in series)               # the names then stand below the chart
+    height = size[1] + crowded * (16 * len(series) + 8)
+    font, picture = ImageFont.load_default(12), Image.new("RGB", (size[0], height), "white")
     draw = ImageDraw.Draw(picture)
     series = [(name, np.asarray(xs, float), np.asarray(ys, float), kind) for name, xs, ys, kind in series]
     limits = []
@@ -451,13 +455,16 @@ def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 4
         draw.line((left, to_y(v), right, to_y(v)), PALE)
         draw.text((left - 6, to_y(v)), f"{v:g}", INK, font, anchor="rm")
     for i, (name, *_) in enumerate(series):                                # first, so that it hides nothing
-        draw.text((right - 8, top + 6 + 16 * i), name, COLOURS[i % len(COLOURS)], font, anchor="ra")
+        x, y, anchor = (left, size[1] + 16 * i, "la") if crowded else (right - 8, top + 6 + 16 * i, "ra")
+        draw.text((x, y), name, COLOURS[i % len(COLOURS)], font, anchor=anchor)
     for i, (name, xs, ys, kind) in enumerate(series):
         colour = COLOURS[i % len(COLOURS)]
         points = [(to_x(x), to_y(y)) for x, y in zip(xs, ys) if np.isfinite(y) and (y > 0 or not log_y)]
         if kind == "line": draw.line(points, colour, 2)
         for j, (x, y) in enumerate(points):
-            if kind == "points": draw.ellipse((x - 4, y - 4, x + 4, y + 4), colour)
+            if kind == "points":                                           # rings, so that those in one place show
+                radius = 4 + 2 * (i % 3)
+                draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=2)
             if kind == "dots": draw.point((x, y), colour)
             if kind == "bars":
                 half = abs(points[1][0] - points[0][0]) / 2 if len(points) > 1 else 4
@@ -494,13 +501,16 @@ def float32_distance(features1, features2):
 def main(argv=None):
     parser = flags("fid", "What a score means; with --retrain, train the classifier that judges.")
     args = parser.parse_args(argv)
+    if args.retrain and args.samples: parser.error("--retrain samples nothing: leave out --samples")
+    if not args.retrain and (args.epochs or args.batch_size or args.lr):
+        parser.error("--epochs, --batch-size and --lr belong to --retrain")
     settle(parser, args)
     if args.retrain: return retrain(args)
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.folder, args.images)
     n, random, drawn = args.samples, np.random.default_rng(args.seed), stand_in(evaluate.data)
     train, _ = fashion_mnist(args.data_dir, True, evaluate.data, args.images)
     some = lambda count: train[torch.from_numpy(random.choice(len(train), count, replace=False))]
-    images, about = some(n), origin(args, amp=False)
+    images, about = some(n), measured_on(args, amp=False)
     print(f"the classifier names {evaluate.classifier['accuracy']:.2%} of the real test images rightly")
     print(f"{n} real training images, 20 draws: FID {evaluate.floor:.2f} +- {evaluate.floor_sd:.2f}, the floor{drawn}")
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(args.seed))

@@ -11,8 +11,9 @@ scale. The cosine schedule's 3.2, which the lecture compares with, is on another
 multiples of what real images score can be compared.
 
 What the small network does (two passes, seed 0, real images score 1.12; results/small/karras):
-- Solver error orders the samplers as the theory says: Heun in 50 steps 0.004, in 20 0.015, Euler in 100 0.023, LMS and
-  DPM++ in 20 0.031, Euler in 20 0.096. FID does not: 19.7 to 20.9, with LMS at 19.7. It measures the network.
+- Better solvers follow the path more closely. Solver error: Heun in 50 steps 0.004, in 20 0.015, Euler in 100 0.023,
+  LMS and DPM++ in 20 0.031, Euler in 20 0.096. FID does not show it: 19.7 to 20.9, with LMS at 19.7. It measures the
+  network.
 - Fresh noise helps: the ancestral sampler scores 19.0 with eta 0.5 in 100 steps, 16.5 with eta 1 in 50.
 - What the network is told (--log-sigma: 19.3) and the images' mean (--centre: 19.9) make no difference, as three seeds
   lie between 18.9 and 19.7. sig_data does: 15.4 with --sig-data 0.66, twice the true value, and 12.9 with fresh noise
@@ -24,6 +25,7 @@ as alphabar used to be". It has the same part to play, but runs the other way: o
 that the picture has its full strength, sigma^2 = (1 - abar) / abar, and a small sigma is an alphabar near 1.
 """
 import hashlib
+import inspect
 import math
 
 import numpy as np
@@ -45,8 +47,8 @@ RECIPE = {"lecture": dict(epochs=25, batch_size=512, lr=1e-2),
 def draw_sigmas(n, device="cpu", mean=-1.2, sd=1.2):
     """(n,) noise levels to train on, with ln sigma normally distributed (table 1, "noise distribution").
 
-    Where there is next to no noise, or next to no picture, training lowers the loss less. In between there is most to
-    learn, and that is where most draws should fall (figure 5a, and our loss-by-sigma.png).
+    Where there is next to no noise, or next to no picture, there is little to learn: at most, what the mean picture
+    looks like. Most is to be learnt in between, where most draws should fall (figure 5a, and our loss-by-sigma.png).
     """
     return (torch.randn(n, device=device) * sd + mean).exp()
 
@@ -83,9 +85,11 @@ def noisify(x0, sig_data=0.33, sig=None, log_sigma=False, centre=0.0):
     (2022). centre is what to take off the images first: their mean, and inputs and targets have the mean 0, which the
     lecture proposes and does not try.
     """
-    sig = draw_sigmas(len(x0), x0.device) if sig is None else sig
-    told, sig, x0 = c_noise(sig, log_sigma), sig[:, None, None, None], x0 - centre
+    if sig is None: sig = draw_sigmas(len(x0), x0.device)
+    told = c_noise(sig, log_sigma)
+    sig = sig[:, None, None, None]
     c_skip, c_out, c_in = scalings(sig, sig_data)
+    x0 = x0 - centre
     noised = x0 + sig * torch.randn_like(x0)
     return (c_in * noised, told), (x0 - c_skip * noised) / c_out
 
@@ -94,8 +98,10 @@ def denoise(model, x, sig, sig_data=0.33, log_sigma=False, centre=0.0):
     """The network's estimate of the clean images in x (N, 1, H, W), whose noise has standard deviation sig: noisify's
     target solved for y. sig: a number, or (N,) for images at different levels. The rest is as in noisify."""
     sig = torch.as_tensor(sig, dtype=torch.float32, device=x.device)
-    told, sig, x = c_noise(sig, log_sigma), sig.reshape(-1, 1, 1, 1), x - centre
+    told = c_noise(sig, log_sigma)
+    sig = sig.reshape(-1, 1, 1, 1)
     c_skip, c_out, c_in = scalings(sig, sig_data)
+    x = x - centre
     return c_skip * x + c_out * model(c_in * x, told).float() + centre
 
 
@@ -122,6 +128,16 @@ def loss_by_sigma(model, x0, sigmas, how, seed=0):
         inputs, target = noisify(x0, sig=torch.full((len(x0),), float(sig), device=x0.device), **how)
         losses.append(float((model(*inputs).float() - target).square().mean()))
     return losses
+
+
+def loss_of_the_mean(x0, sigmas, sig_data=0.33):
+    """The loss at each of the sigmas (an array) of one who knows the mean of the images x0 and sig_data, and no more.
+
+    D = c_skip x + (1 - c_skip) mean leaves (1 - c_skip) (y - mean) and c_skip sigma noise: independent things, so their
+    variances add, and with the weight 1 / c_out^2 this comes out.
+    """
+    around_mean = float((x0 - x0.mean(0)).square().mean())
+    return (sigmas ** 2 * around_mean / sig_data ** 2 + sig_data ** 2) / (sigmas ** 2 + sig_data ** 2)
 
 
 # ---------------------------------------------------------------------------------------------- the way down
@@ -317,12 +333,17 @@ def show_question(folder, x0, sig, how):
 
 
 def show_loss(folder, model, x0, how):
-    """4. The loss against sigma on test images, before training and after it, over the density of training."""
+    """4. The loss against sigma on test images, before training and after it, over the density of training.
+
+    At high sigma training gains much by learning what the mean image looks like, as nothing was done about the mean.
+    What the network knows beyond that is the distance to a third line, the loss of knowing the mean image alone.
+    """
     sigmas = np.exp(np.linspace(math.log(0.004), math.log(60), 20))
     before = loss_by_sigma(lambda x, sig: torch.zeros_like(x), x0, sigmas, how)                # init_ddpm starts at 0
     after = loss_by_sigma(model, x0, sigmas, how)
     density = stats.norm(-1.2, 1.2).pdf(np.log(sigmas))
     chart = plot([("before training", sigmas, before, "line"), ("after", sigmas, after, "line"),
+                  ("knowing the mean image", sigmas, loss_of_the_mean(x0, sigmas, how["sig_data"]), "line"),
                   ("where training looks (density, peak 1)", sigmas, density / density.max(), "line")],
                  "loss by noise level, on test images", "sigma", "mean squared error", log_x=True)
     chart.save(folder / "loss-by-sigma.png")
@@ -341,9 +362,10 @@ def show_one_step(folder, denoiser, x0, sig, input_scale, seed):
          title="one step from pure noise, sigma 80").save(folder / "one-step-from-noise.png")
 
 
-def show_schedule(folder, steps):
+def show_schedule(folder, steps, rho):
     """6. The schedule of sampling, for several rho."""
-    lines = [(f"rho {rho}", range(steps), sigmas_karras(steps, rho=rho)[:-1].tolist(), "line") for rho in (1, 3, 5, 7)]
+    lines = [(f"rho {r:g}", range(steps), sigmas_karras(steps, rho=r)[:-1].tolist(), "line")
+             for r in sorted({1, 3, 5, 7, rho})]
     plot(lines, f"sigma at each of {steps} steps", "step", "sigma", log_y=True).save(folder / "schedule.png")
 
 
@@ -351,7 +373,8 @@ def said(record):
     """A sampler and its settings in words, those that are the lecture's left out."""
     usual = {"eta": None, "churn": None, "rho": 7, "model": "karras", "input_scale": 0.5, "sig_data": 0.33}
     words = [record["what"], f"{record['steps']} steps"]
-    words += [f"{key} {record[key]}".removesuffix(".0") for key in usual if record[key] not in (usual[key], None)]
+    words += [f"{key} {record[key]:g}" if isinstance(record[key], float) else f"{key} {record[key]}"
+              for key in usual if record[key] not in (usual[key], None)]
     words += [key for key in ("log_sigma", "centre") if record.get(key)]
     return ", ".join(words).replace("_", " ")
 
@@ -359,14 +382,14 @@ def said(record):
 def exact_ends(args, denoiser):
     """Where 64 paths end, nearly exactly: 200 steps of Heun lead there. -> (64, 1, 32, 32), or fewer with --samples.
 
-    It takes as long as 2048 samples in 20 steps, so the ends are kept, under a name made of what the denoiser answers:
-    with another network, schedule or line of code in the denoiser they are found anew.
+    It takes as long as 2048 samples in 20 steps, so the ends are kept, under a name made of what the denoiser answers
+    and how Heun's steps are written: with another network, schedule or line of code they are found anew.
     """
     n, sigs = min(64, args.samples), sigmas_karras(GOAL_STEPS)
     find = lambda walk: generate(walk, n, args.seed, args.device, amp=False)[0]
     answers = find(lambda noise: torch.cat([denoiser(sig * noise, sig) for sig in sigs[:-1:20].tolist()], dim=1))
     settings = {"answers": hashlib.sha256(answers.numpy().tobytes()).hexdigest(), "sigmas": sigs.tolist(),
-                "input_scale": args.input_scale, "seed": args.seed}
+                "solver": inspect.getsource(sample_heun), "input_scale": args.input_scale, "seed": args.seed}
     path = checkpoint_path(args.folder, settings, "ends")
     if path.exists(): return load_checkpoint(path, settings, needs=["ends"], remedy="delete it")["ends"]
     ends = find(lambda noise: sample(sample_heun, denoiser, noise, sigs) / args.input_scale)
@@ -396,9 +419,9 @@ def try_sampler(args, denoiser, origin, evaluate, goal, name, steps, options):
 
 
 @torch.no_grad()
-def show_paths(folder, denoiser, input_scale, device, seed):
+def show_paths(folder, denoiser, rho, input_scale, device, seed):
     """8. One garment on its way out of the noise, by each sampler in 20 steps, of which every other is drawn."""
-    sigs, pictures = sigmas_karras(20), []
+    sigs, pictures = sigmas_karras(20, rho=rho), []
     noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(seed)).to(device) * sigs[0].item()
     shown = sigs[2::2].tolist()                                            # what is reached, not where a step begins
     for name in SAMPLERS:
@@ -474,11 +497,12 @@ def main(argv=None):
         parser.error("--churn belongs to --sampler heun")
     if args.model == "cosine" and (args.input_scale or args.sig_data or args.log_sigma or args.centre):
         parser.error("--input-scale, --sig-data, --log-sigma and --centre belong to --model karras")
-    options = {"ancestral": {"eta": 1.0 if args.eta is None else args.eta},
-               "heun": {"s_churn": args.churn} if args.churn else {}}.get(args.sampler, {})
+    options = {}
+    if args.sampler == "ancestral": options["eta"] = 1.0 if args.eta is None else args.eta
+    if args.churn: options["s_churn"] = args.churn
     trials = COMPARED if args.compare else [(args.sampler, args.steps, options)]
     args.input_scale = args.input_scale or 0.5
-    args.sig_data = args.sig_data or 0.66 * args.input_scale
+    args.sig_data = args.sig_data or round(0.66 * args.input_scale, 6)
     settle(parser, args)
     args.data = find_data(args.data, args.data_dir)
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
@@ -489,12 +513,12 @@ def main(argv=None):
     else:
         model, origin = cosine_ddim.network(args, images.mul_(args.input_scale), input_scale=args.input_scale)
         denoiser = lambda x, sig: denoise_epsilon(model, x, sig)
-    show_schedule(args.folder, args.steps)
+    show_schedule(args.folder, args.steps, args.rho)
     followed = not all(any(options.values()) for *_, options in trials)    # some sampler here adds no fresh noise
     goal = exact_ends(args, denoiser) if followed else None
     records = [try_sampler(args, denoiser, origin, evaluate, goal, *trial) for trial in trials]
     if args.compare:
-        show_paths(args.folder, denoiser, args.input_scale, args.device, args.seed)
+        show_paths(args.folder, denoiser, args.rho, args.input_scale, args.device, args.seed)
         show_comparison(args.folder, records)
     print(f"The lecture's real images scored {LECTURE_FLOOR:.2f} on the scale of its figures: compare multiples of the "
           "floor only.\nIts LMS was called with order 3 and sigma_max 20; the order of 4 is its function's default.")

@@ -5,9 +5,10 @@
     python no_t.py --curve              FID and KID of x_0_hat at every step on the way
     python no_t.py --trace              what goes on inside, as numbers
 
-What the lecture found: if noise is so easy to see, a denoiser need not be told how much there is. Without t it trains
-nearly as well (0.034 against 0.033), but plain DDIM with it fails: FID 22.3, and some images stay noisy. Asking lesson
-2's network at every step how noisy x_t really is brings 3.88, where real images have 1.9 to 2.6.
+What the lecture found: if noise is so easy to see, a denoiser need not be told how much there is, and a sampler need
+not be bound to remove an exact amount at each step. Without t it trains nearly as well (0.034 against 0.033), but plain
+DDIM with it fails: FID 22.3, and some images stay noisy. Asking lesson 2's network at every step how noisy x_t really
+is brings 3.88, where real images have 1.9 to 2.6.
 
 What the small network does (seed 0, 50 steps, eta 1; results/small/no_t):
 - The losses are as close as the lecture's: 0.0389 without t, 0.0383 with it. Plain DDIM scores 14.8, where lesson 1 has
@@ -20,8 +21,8 @@ What the small network does (seed 0, 50 steps, eta 1; results/small/no_t):
 - Where alphabar is predicted well the rescue works: 12.5 if it begins at t = 0.7 (--rescue late), with more residual
   noise, though (0.048 against 0.029). In 20 steps, of which few are that early, FID falls with the lecture's own rescue
   too, to 19.3 from 25.7 (--curve), but some images are lost there as well: residual noise rises from 0.04 to 0.26.
-- A bound at the range of images (--clip 1) stops the feedback: 16.6 with the rescue, 28.5 without. It costs more than
-  it gains, as plain DDIM with the wide bound has 14.8.
+- A bound at the range of images (--clip 1) stops the feedback: 16.6 with the rescue, 28.5 without. But the bound
+  itself costs more than the rescue gains: plain DDIM with the wide bound has 14.8.
 - All steps but the last do the work: 15.5 without the last, 29.3 with nothing but the last (both with --clip 1). At
   t = 0 lesson 2's network takes the clean image for a slightly noisy one, and something is removed from it.
 - The lecture saw KID get worse for a while on the way. In 20 steps ours falls at all but that last one.
@@ -82,10 +83,10 @@ RESCUES = {"none": lambda t: False, "every": lambda t: True, "last": lambda t: t
 def sample(find_noise, find_abar, x, ts, eta=1.0, clip=CLIP * INPUT_SCALE, rescue="every"):
     """Lesson 1's sample with a network that is not told t: yields (x_0_hat, x_t, abar_hat or None) after every step.
 
-    find_noise(x_t), find_abar(x_t) -> alphabar (N,). Where the rescue is on, what is predicted (abar_hat) takes the
-    clock's place in the estimate of the clean image, and nowhere else: the noise that is there is removed, not what
-    should be there. The last call, at t = 0, is idle in lesson 1: its alphabar is 1, and nothing is left to remove.
-    With a predicted alphabar it removes what noise there is after all.
+    find_noise(x_t), find_abar(x_t) -> alphabar (N,). Where the rescue is on, the prediction (abar_hat) takes the place
+    of abar(t), what the schedule says, in the estimate of the clean image, and nowhere else: the noise that is there is
+    removed, not what should be there. The last call, at t = 0, is idle in lesson 1: its alphabar is 1, and nothing is
+    left to remove. With a predicted alphabar it removes what noise there is after all.
     """
     ts = ts.tolist()
     for t, t1 in zip(ts, ts[1:]):
@@ -171,7 +172,8 @@ def show_curve(args, find_noise, find_abar, origin, evaluate):
 
 def show_trace(args, find_noise, find_abar):
     """6. What the lecture's debugging cell printed, for one batch."""
-    print("step      t  alphabar: clock  lowest   median  highest    x_t from      to   x_0_hat from      to")
+    print("alphabar by the schedule, and as lesson 2's network predicts it, before it is kept near the median:\n"
+          "step      t         schedule  lowest   median  highest    x_t from      to   x_0_hat from      to")
     ts = timesteps(args.steps)
 
     def sampler(noise):
@@ -192,12 +194,13 @@ def main(argv=None):
     add = parser.add_argument
     add("--steps", type=number(int, 2, 1000), help="steps of DDIM (default 100; 20 with --curve and --trace)")
     add("--eta", type=number(float, 0, 1), help="fresh noise on the way, 0 to 1 (default 1)")
-    add("--rescue", choices=RESCUES, help="when alphabar is predicted (default: none; then every, with two bounds)")
+    add("--rescue", choices=RESCUES,
+        help="when alphabar is predicted; late: at t < 0.7 (default: none, then every, then every with --clip 1)")
     add("--clip", type=number(float, 0.01, 1000), help="bound on x_0_hat: 1 is its range (default 4, the rescue's)")
     shows = parser.add_mutually_exclusive_group()
     shows.add_argument("--compare", action="store_true", help="all rescues, and three eta, in one table")
     shows.add_argument("--curve", action="store_true", help="FID and KID of x_0_hat at every step, plain and rescued")
-    shows.add_argument("--trace", action="store_true", help="predicted alphabar and the clock's at every step")
+    shows.add_argument("--trace", action="store_true", help="alphabar at every step, by the schedule and predicted")
     args = parser.parse_args(argv)
     if args.compare and (args.eta, args.clip) != (None, None): parser.error("--compare sets --eta and --clip itself")
     if args.rescue and (args.compare or args.curve): parser.error("--compare and --curve choose --rescue themselves")

@@ -624,9 +624,15 @@ def test_every_schedule_falls_from_1_to_0_and_has_an_inverse(curve):
     assert torch.allclose(inverse(gamma(t[1:-1])), t[1:-1], atol=1e-4)
 
 
-def test_the_default_schedule_is_abar_and_a_sigmoid_is_what_the_paper_says():
+def test_the_default_schedule_is_abar_and_a_sigmoid_is_what_the_paper_says(monkeypatch):
     t = torch.linspace(0, 0.999, 100)
-    assert torch.allclose(cosine_ddim.noise_schedule()[0](t), cosine_ddim.abar(t), atol=1e-6)
+    assert torch.allclose(cosine_ddim.noise_schedule()[0](t), cosine_ddim.abar(t), rtol=1e-6)
+    with monkeypatch.context() as patch:                                     # whoever changes abar changes the lesson
+        patch.setattr(cosine_ddim, "abar", lambda t: (1 - torch.as_tensor(t)) ** 3)
+        assert torch.allclose(cosine_ddim.noise_schedule()[0](t), (1 - t) ** 3, rtol=1e-6)
+    bent = cosine_ddim.noise_schedule("cosine", 0.2, 0.9, 1.5)[0]            # in the paper's own form
+    form = lambda u: np.cos(u * np.pi / 2) ** 3
+    assert bent(0.4).item() == pytest.approx((form(0.9) - form(0.2 + 0.4 * 0.7)) / (form(0.9) - form(0.2)), rel=1e-5)
     sigmoid = lambda u: 1 / (1 + math.exp(-u))                               # from 0 to 3 with tau 0.3, at t = 0.1
     expected = (sigmoid(10) - sigmoid(1)) / (sigmoid(10) - sigmoid(0))
     assert cosine_ddim.noise_schedule("sigmoid", 0.0, 3.0, 0.3)[0](0.1).item() == pytest.approx(expected, rel=1e-5)
@@ -717,6 +723,18 @@ def test_nothing_is_nan_at_any_t_in_any_schedule(curve):
             ts = cosine_ddim.timesteps(steps, spacing)
             path = cosine_ddim.sample(lambda x_t, t: x_t, torch.randn(2, 1, 4, 4), ts, 1.0, abar=gamma)
             assert all(x_0_hat.isfinite().all() and x.isfinite().all() for x_0_hat, x in path)
+
+
+def test_what_the_mean_image_alone_is_worth():
+    torch.manual_seed(0)
+    x0, sigmas, sig_data = 0.2 + torch.rand(4000, 1, 8, 8) * torch.rand(8, 8), np.array([0.01, 0.3, 1.0, 50.0]), 0.4
+    mean = x0.mean(0)
+
+    def knows_the_mean(x, sig):
+        c_skip, c_out, _ = karras.scalings(sig[0], sig_data)
+        return (1 - c_skip) * mean / c_out + 0 * x
+    found = karras.loss_by_sigma(knows_the_mean, x0, sigmas, {"sig_data": sig_data})
+    assert found == pytest.approx(karras.loss_of_the_mean(x0, sigmas, sig_data), rel=0.02)
 
 
 def test_a_network_that_finds_noise_is_a_denoiser_in_karras_terms():
@@ -994,9 +1012,10 @@ def test_the_exact_ends_are_found_once_for_each_denoiser_and_schedule(tmp_path, 
     args.seed = 1
     assert not torch.equal(karras.exact_ends(args, gaussian), ends)
     args.seed = 0
-    with monkeypatch.context() as patch:
-        patch.setattr(karras, "GOAL_STEPS", 40)
-        assert not torch.equal(karras.exact_ends(args, gaussian), ends)
+    for name, value in (("GOAL_STEPS", 40), ("sample_heun", lambda *args: karras.sample_euler(*args))):
+        with monkeypatch.context() as patch:
+            patch.setattr(karras, name, value)
+            assert not torch.equal(karras.exact_ends(args, gaussian), ends)
     asked.clear()
     assert torch.equal(karras.exact_ends(args, gaussian), ends) and len(asked) <= 10
     for path in tmp_path.glob("ends-*.pt"): path.write_bytes(path.read_bytes()[:100])
@@ -1079,6 +1098,7 @@ def test_karras_compare(tmp_path, capsys, monkeypatch):
     (karras, "--size huge", "huge"), (karras, "--nonsense", "--nonsense"), (karras, "--epochs -1", "--epochs"),
     (karras, "--lr inf", "--lr"), (karras, "--out-dir /dev/null/x", "cannot write"),
     (karras, "--compare --steps 5", "--compare"), (karras, "--epochs 1" + 400 * "0", "--epochs"),
+    (fid, "--lr 0.1", "belong to --retrain"), (fid, "--retrain --samples 9", "leave out --samples"),
     (fid, "--samples 1", "--samples"), (fid, "--steps 3", "--steps"), (fid, "--data-dir", "expected one argument"),
     (fid, "--device meta", "--device meta"), (noise_pred, "--batch-size 0", "--batch-size"),
     (no_t, "--lr -1", "--lr"), (noise_pred, "--seed -1", "--seed"), (no_t, "--seed 1.5", "--seed"),

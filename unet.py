@@ -269,16 +269,9 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     losses, step, before = torch.zeros(total), 0, 0.0
     part = path and path.with_suffix(".retrain" if retrain else ".part")
     if part and part.exists():
-        state = load_checkpoint(part, settings, needs=("model", "losses", "seconds", "step", "optimizer", "schedule"),
-                                remedy="delete it")
-        restore(model, state["model"], part, remedy="delete it")
-        optim.load_state_dict(state["optimizer"])
-        for weight, its in optim.state.items():                            # another device may lay them out otherwise
-            its |= {name: torch.empty_like(weight).copy_(its[name]) for name in ("exp_avg", "exp_avg_sq")}
-        schedule.load_state_dict(state["schedule"])
-        losses, step, before = state["losses"], state["step"], state["seconds"]
+        losses, step, before = resume(part, settings, model, optim, schedule)
         print(f"continuing at step {step} of {total}, from {part}")
-    losses, saved, started = losses.to(device), step, time.time()
+    losses, first_here, started = losses.to(device), step, time.time()
 
     def finite():
         bad = (~losses[:step].isfinite()).nonzero()
@@ -286,12 +279,13 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             raise Problem(f"the loss was {losses[bad[0, 0]]} at step {int(bad[0, 0]) + 1} of {total}: "
                           "a lower --lr usually cures that")
 
-    run, line, shown, kept = compiled(model, device), Progress(), time.time(), time.time()
+    run, line = compiled(model, device), Progress()
+    shown = kept = time.time()
     model.train()
     try:
         while step < total:
             epoch, i = divmod(step, per_epoch)
-            if i == 0 or step == saved:
+            if i == 0 or step == first_here:
                 order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(images))).to(device)
                 first, since = step, time.time()                           # of this epoch: the first has to compile
             torch.manual_seed(step_seed(seed, step))
@@ -320,9 +314,8 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
                                  "optimizer": optim.state_dict(), "schedule": schedule.state_dict()}, part)
                 kept = time.time()
     except KeyboardInterrupt:
-        kept = part and part.exists()
-        raise KeyboardInterrupt(f"stopped at step {step} of {total}; the same command "
-                                + (f"continues from {part}" if kept else "starts again")) from None
+        onward = f"continues from {part}" if part and part.exists() else "starts again"
+        raise KeyboardInterrupt(f"stopped at step {step} of {total}; the same command {onward}") from None
     model.eval()
     record = {"losses": losses.cpu(), "seconds": before + time.time() - started, "device": device_name(device)}
     if path:
@@ -330,6 +323,18 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
         for left in (path.with_suffix(".part"), path.with_suffix(".retrain"), *path.parent.glob(f"{path.stem}.*.tmp")):
             left.unlink(missing_ok=True)                                   # .tmp: killed as it was written
     return record
+
+
+def resume(part, settings, model, optim, schedule):
+    """Put model, optimiser and schedule where a training was broken off -> its losses, its step, and its seconds."""
+    state = load_checkpoint(part, settings, needs=("model", "losses", "seconds", "step", "optimizer", "schedule"),
+                            remedy="delete it")
+    restore(model, state["model"], part, remedy="delete it")
+    optim.load_state_dict(state["optimizer"])
+    for weight, moments in optim.state.items():                            # another device may lay them out otherwise
+        moments |= {name: torch.empty_like(weight).copy_(moments[name]) for name in ("exp_avg", "exp_avg_sq")}
+    schedule.load_state_dict(state["schedule"])
+    return state["losses"], state["step"], state["seconds"]
 
 
 def save_atomically(content, path):
@@ -428,7 +433,8 @@ def train(args, lesson, recipes, noisify, images, *, build=None, loss=F.mse_loss
                  retrain=args.retrain, amp=amp, **recipe)
     weights = hashlib.sha256(b"".join(p.cpu().numpy().tobytes() for p in model.state_dict().values())).hexdigest()[:10]
     return model, {"network": path.stem, "weights": weights, **recipe, "loss": float(record["losses"][-100:].mean()),
-                   "train_seconds": round(record["seconds"], 1), "trained_on": record["device"], **origin(args, amp)}
+                   "train_seconds": round(record["seconds"], 1), "trained_on": record["device"],
+                   **measured_on(args, amp)}
 
 
 @torch.no_grad()
@@ -603,7 +609,7 @@ def precision(device):
     return "bfloat16" if has_matrix_units(device.type) else "float32"
 
 
-def origin(args, amp=True):
+def measured_on(args, amp=True):
     """What every result says of where it was measured."""
     return {"size": args.size, "seed": args.seed, "device": device_name(args.device),
             "precision": precision(args.device) if amp else "float32", "torch": str(torch.__version__)}

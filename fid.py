@@ -426,11 +426,10 @@ def ticks(low, high, log):
     return [float(value) for value in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
 
 
-def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 400)):
+def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 400), names_below=False):
     """A small chart -> a PIL image. series: (name, xs, ys, kind), kind one of "line", "points", "dots", "bars"."""
     left, right, top, bottom = 62, size[0] - 16, 30, size[1] - 46
-    crowded = any(kind == "points" for *_, kind in series)               # the names then stand below the chart
-    height = size[1] + crowded * (16 * len(series) + 8)
+    height = size[1] + names_below * (16 * len(series) + 8)
     font, picture = ImageFont.load_default(12), Image.new("RGB", (size[0], height), "white")
     draw = ImageDraw.Draw(picture)
     series = [(name, np.asarray(xs, float), np.asarray(ys, float), kind) for name, xs, ys, kind in series]
@@ -455,7 +454,7 @@ def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 4
         draw.line((left, to_y(v), right, to_y(v)), PALE)
         draw.text((left - 6, to_y(v)), f"{v:g}", INK, font, anchor="rm")
     for i, (name, *_) in enumerate(series):                                # first, so that it hides nothing
-        x, y, anchor = (left, size[1] + 16 * i, "la") if crowded else (right - 8, top + 6 + 16 * i, "ra")
+        x, y, anchor = (left, size[1] + 16 * i, "la") if names_below else (right - 8, top + 6 + 16 * i, "ra")
         draw.text((x, y), name, COLOURS[i % len(COLOURS)], font, anchor=anchor)
     for i, (name, xs, ys, kind) in enumerate(series):
         colour = COLOURS[i % len(COLOURS)]

@@ -1338,23 +1338,35 @@ def test_pictures_of_the_readme_are_there_and_small():
     assert all(picture.stat().st_size < 300_000 for picture in (HERE / "results").rglob("*.png"))
 
 
+def records_of(name, seed=0, size="small"):
+    """Those that a row of the README stands for, which begins with "lesson 1: ddim, .." or the like: one, or none."""
+    lesson, settings = name.split(": ", 1)
+    folder, said = {"lesson 1": ("cosine_ddim", cosine_ddim.said), "lesson 3": ("no_t", no_t.said),
+                    "lesson 4": ("karras", karras.said),
+                    "lesson 1's network": ("karras", lambda r: karras.said(r).replace(", model cosine", ""))}[lesson]
+    found = [r for r in kept(folder, size) if "fid" in r and r["seed"] == seed and said(r) == settings
+             and (r.get("model") == "cosine") == ("network" in lesson)]
+    assert len(found) < 2, name
+    return found
+
+
 def test_every_score_in_the_readme_is_in_a_results_file():
-    lessons = {"lesson 1": ("cosine_ddim", cosine_ddim.said), "lesson 3": ("no_t", no_t.said),
-               "lesson 4": ("karras", karras.said),
-               "lesson 1's network": ("karras", lambda r: karras.said(r).replace(", model cosine", ""))}
     for name, evaluations, *small, large, _ in table("| evaluations"):
-        lesson, settings = name.split(": ", 1)
-        folder, said = lessons[lesson]
         for size, figures in ("small", small), ("lecture", [large]):
-            found = [r for r in kept(folder, size) if "fid" in r and r["seed"] == 0 and said(r) == settings
-                     and (r.get("model") == "cosine") == ("network" in lesson)]
+            found = records_of(name, size=size)
             if size == "lecture" and not found:
                 assert large == "no GPU yet", name
                 continue
-            assert len(found) == 1, name
             r, times = found[0], f"{found[0]['fid'] / found[0]['floor']:.1f}"
             assert (r["size"], r["data"], r["samples"], str(r["evaluations"])) == (size, "fashion", 2048, evaluations)
             assert figures == ([f"{r['fid']:.1f}", times, f"{r['border']:.3f}"] if size == "small" else [times]), name
+
+
+def test_the_readme_has_three_seeds():
+    rows = table("FID of seed")
+    assert len(rows) >= 4
+    for name, *figures in rows:
+        assert figures == [f"{records_of(name, seed)[0]['fid']:.1f}" for seed in (0, 1, 2)], name
 
 
 def test_the_readme_has_lesson_2s_errors():

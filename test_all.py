@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -1156,7 +1157,10 @@ def test_damage_is_named_with_its_remedy_and_nothing_is_touched(finished, victim
     monkeypatch.chdir(folder)
     good = path.read_bytes()
     flipped = bytearray(good)
-    flipped[len(good) // 2] ^= 16
+    if path.suffix != ".json":                                               # a bit of a weight, not of the padding
+        with zipfile.ZipFile(path) as archive:
+            largest = archive.read(max(archive.infolist(), key=lambda part: part.file_size))
+        flipped[good.index(largest) + len(largest) // 2] ^= 16
     torch.save({"settings": {}, "model": Exploit()}, folder / "exploit")
     torch.save([1, 2], folder / "foreign")
     bad = {"empty": b"", "truncated": good[:len(good) * 2 // 3], "text": b"hello", "pickle": pickle.dumps(Exploit()),

@@ -1078,6 +1078,21 @@ def test_the_lectures_figures_stand_beside_the_settings_that_they_were_measured_
     assert karras.lecture(usual | {"what": "lms", "steps": 20, "eta": None, "rho": 3.0}) == "-"
 
 
+def test_numbers_in_labels_are_short_and_rho_reaches_the_pictures(tmp_path):
+    record = dict(what="lms", steps=20, eta=None, churn=None, model="karras", rho=3.0, input_scale=0.7,
+                  sig_data=0.66 * 0.7)
+    assert karras.said(record) == "lms, 20 steps, rho 3, input scale 0.7, sig data 0.462"
+    for show in (lambda rho: karras.show_schedule(tmp_path, 20, rho),
+                 lambda rho: karras.show_paths(tmp_path, lambda x, sig: x / (1 + sig ** 2), rho, 0.5, "cpu", 0)):
+        pictures = []
+        for rho in (7.0, 2.0):
+            show(rho)
+            pictures.append(drawn(tmp_path))
+        assert pictures[0] != pictures[1]
+    heights = [fid.plot([("one", [1, 2], [1, 2], "line")], "", "", "", names_below=b).height for b in (False, True)]
+    assert heights[0] == 400 < heights[1]
+
+
 def test_karras_compare(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(karras, "COMPARED", [("euler", 4, {}), ("ancestral", 4, {"eta": 0.5}), ("heun", 3, {}),
                                              ("lms", 4, {}), ("dpmpp_2m", 4, {})])

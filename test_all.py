@@ -1093,15 +1093,25 @@ def test_numbers_in_labels_are_short_and_rho_reaches_the_pictures(tmp_path):
     assert heights[0] == 400 < heights[1]
 
 
+def test_solver_error_is_a_mean_that_one_image_can_carry_and_a_median_that_it_cannot():
+    goal = torch.randn(5, 1, 4, 4)
+    off = torch.tensor([0.01, 0.02, 0.03, 0.04, 2.0])[:, None, None, None]
+    mean, median = karras.solver_error(goal + off, goal)
+    assert mean == pytest.approx(math.sqrt((0.01 ** 2 + 0.02 ** 2 + 0.03 ** 2 + 0.04 ** 2 + 2 ** 2) / 5), rel=1e-5)
+    assert median == pytest.approx(0.03, rel=1e-4) and karras.solver_error(goal, goal) == (0, 0)
+
+
 def test_karras_compare(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(karras, "COMPARED", [("euler", 4, {}), ("ancestral", 4, {"eta": 0.5}), ("heun", 3, {}),
                                              ("lms", 4, {}), ("dpmpp_2m", 4, {})])
     run(karras.main, tmp_path, "--compare")
     records = json.loads((tmp_path / "karras" / "results.json").read_text())
     assert [r["what"] for r in records] == ["euler", "ancestral", "heun", "lms", "dpmpp_2m"]
-    assert [r["solver_error"] is None for r in records] == [False, True, False, False, False]
+    for key in ("solver_error", "solver_error_median"):
+        assert [r[key] is None for r in records] == [False, True, False, False, False]
     assert (tmp_path / "karras" / "compare.png").exists() and (tmp_path / "karras" / "paths.png").exists()
-    assert "solver error" in capsys.readouterr().out
+    last = records[-1]
+    assert f"{last['solver_error']:.4f} ({last['solver_error_median']:.4f})" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("lesson, argv, message", [

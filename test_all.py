@@ -1398,6 +1398,18 @@ def test_the_readme_has_three_seeds():
         assert figures == [f"{records_of(name, seed)[0]['fid']:.1f}" for seed in (0, 1, 2)], name
 
 
+def test_the_readme_has_the_same_samplers_on_two_machines():
+    here, there = ({karras.said(r): r for r in kept(folder) if r["seed"] == 0 and r["samples"] == 2048}
+                   for folder in ("karras", "karras-float32"))
+    rows = table("AMD in bfloat16, Intel in float32")
+    assert len(rows) >= 7
+    error = lambda r, key="solver_error": "-" if r.get(key) is None else f"{r[key]:.3f}"
+    for name, *figures in rows:
+        a, b = here[name], there[name]
+        assert (a["precision"], b["precision"]) == ("bfloat16", "float32")
+        assert figures == [f"{a['fid']:.1f}", f"{b['fid']:.1f}", error(a), error(b), error(b, "solver_error_median")]
+
+
 def test_the_readme_has_lesson_2s_errors():
     assert table("mean error of alphabar") == [
         [f"asked for {r['what']}", *(f"{mean:.4f}" for mean, _ in r["errors"]), f"{r['mae']:.4f}"]
@@ -1424,7 +1436,8 @@ def test_the_readme_has_what_one_change_does():
 @pytest.mark.parametrize("lesson, folders, else_where", [
     (cosine_ddim, ["cosine_ddim", "dials"], {"0.033"}),
     (no_t, ["no_t", "cosine_ddim"], {"0.7", "0.001", "0.01"}),
-    (karras, ["karras", "cosine_ddim"], set()), (noise_pred, ["noise_pred"], set()), (fid, ["fid"], {"0.03", "0.1"})])
+    (karras, ["karras", "karras-float32", "cosine_ddim"], set()), (noise_pred, ["noise_pred"], set()),
+    (fid, ["fid"], {"0.03", "0.1"})])
 def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesson, folders, else_where):
     """But for what else_where holds: the lecture's own figures, and settings of which no record speaks."""
     def numbers(value):

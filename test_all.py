@@ -1265,6 +1265,7 @@ def train(path, sign=None):
     try: main(path)
     except SystemExit as stop: os._exit(stop.code)
     os._exit(0)
+signal.signal(signal.SIGINT, signal.default_int_handler)            # which a shell's & turns off
 unet.SAVE_EVERY, pipe, folder = 0, os.pipe(), sys.argv[1] + "/"
 torch.optim.Adam([torch.zeros(1)], fused=True)                      # has imports of its own
 statuses = [train(folder + "killed.pt", signal.SIGINT)]

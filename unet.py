@@ -248,8 +248,9 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     images: (N, 1, H, W); batches of batch_size, the incomplete last one of an epoch left out. amp: see reduced.
     path: where the finished network is kept and found again; until it is complete it is beside it, as .part, or
     .retrain with retrain=True. settings: what the network is, a dictionary of plain values.
-    -> {"losses": (steps,), "seconds": of training and compiling, "device": its name}; the model is left in evaluation
-    mode. Raises Problem where a checkpoint is damaged or belongs to other settings, and where the loss is not finite.
+    -> {"losses": (steps,), "seconds": of training and compiling, "first_step": seconds that the first step took, which
+    compiles on a GPU, "device": its name}; the model is left in evaluation mode. Raises Problem where a checkpoint is
+    damaged or belongs to other settings, and where the loss is not finite.
     """
     device, path = next(model.parameters()).device, path and Path(path)
     slow = amp and device.type == "cpu" and has_matrix_units("cpu")        # bfloat16 group norm with channels last
@@ -259,7 +260,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
         state = load_checkpoint(path, settings, needs=("model", "losses", "seconds", "device"))
         restore(model.eval(), state["model"], path)
         print(f"using the network trained before, {path} (did its training change? --retrain)")
-        return {key: state[key] for key in ("losses", "seconds", "device")}
+        return {key: state.get(key) for key in ("losses", "seconds", "first_step", "device")}
 
     batch_size = min(batch_size, len(images))
     per_epoch = len(images) // batch_size
@@ -280,7 +281,9 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
                           "a lower --lr usually cures that")
 
     run, line = compiled(model, device), Progress()
+    if run is not model: line("compiling the network for this GPU ...", end=True)
     shown = kept = time.time()
+    first_step = None
     model.train()
     try:
         while step < total:
@@ -300,6 +303,9 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             schedule.step()
             losses[step] = value.detach()
             step += 1
+            if step == first_here + 1:
+                finite()                                                   # which waits for a GPU
+                first_step = time.time() - started
             now = time.time()
             if now - shown > 1 or i + 1 == per_epoch:                      # seldom: reading it waits for a GPU
                 finite()
@@ -317,7 +323,8 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
         onward = f"continues from {part}" if part and part.exists() else "starts again"
         raise KeyboardInterrupt(f"stopped at step {step} of {total}; the same command {onward}") from None
     model.eval()
-    record = {"losses": losses.cpu(), "seconds": before + time.time() - started, "device": device_name(device)}
+    record = {"losses": losses.cpu(), "seconds": before + time.time() - started, "first_step": first_step,
+              "device": device_name(device)}
     if path:
         save_atomically({"settings": settings, "model": model.state_dict(), **record}, path)
         for left in (path.with_suffix(".part"), path.with_suffix(".retrain"), *path.parent.glob(f"{path.stem}.*.tmp")):
@@ -433,8 +440,9 @@ def train(args, lesson, recipes, noisify, images, *, build=None, loss=F.mse_loss
                  retrain=args.retrain, amp=amp, **recipe)
     weights = hashlib.sha256(b"".join(p.cpu().numpy().tobytes() for p in model.state_dict().values())).hexdigest()[:10]
     return model, {"network": path.stem, "weights": weights, **recipe, "loss": float(record["losses"][-100:].mean()),
-                   "train_seconds": round(record["seconds"], 1), "trained_on": record["device"],
-                   **measured_on(args, amp)}
+                   "train_seconds": round(record["seconds"], 1),
+                   "first_step_seconds": record["first_step"] and round(record["first_step"], 1),
+                   "trained_on": record["device"], **measured_on(args, amp)}
 
 
 @torch.no_grad()

@@ -248,13 +248,14 @@ def frechet_distance(mu1, cov1, mu2, cov2):
     return float(((mu1 - mu2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * shared)
 
 
-def kernel_distance(feats1, feats2, subsets=100, size=1000, seed=0):
+def kernel_distance(feats1, feats2, subsets=100, size=1000, seed=0, device="cpu"):
     """KID: the unbiased squared maximum mean discrepancy under the kernel (x.y/d + 1)^3, averaged over subsets.
 
     (N, d), (M, d) features -> float: 0 on average for two draws of the same thing, so it can be a little below.
-    Binkowski et al. 2018, section 4; each subset takes min(size, N, M) of each side, from a fixed generator.
+    Binkowski et al. 2018, section 4; each subset takes min(size, N, M) of each side, from a fixed generator. device:
+    where to do it, in float64.
     """
-    feats1, feats2 = (torch.as_tensor(f).cpu() for f in (feats1, feats2))
+    feats1, feats2 = (torch.as_tensor(f).to(device) for f in (feats1, feats2))
     n, d = min(size, len(feats1), len(feats2)), feats1.shape[1]
     random, total = np.random.default_rng(seed), 0.0
     kernel = lambda a, b: (a @ b.T / d + 1) ** 3
@@ -297,6 +298,7 @@ class ImageEval:
             known = {"settings": settings, **self.measure_reals(data_dir, samples, count)}
             save_atomically(known, path)
         self.real = known["real"]
+        self.kid_device = device if torch.device(device).type == "cuda" else "cpu"         # MPS has no float64
         self.mean, self.cov = statistics(self.real)
         self.floor, self.floor_sd = known["floor"], known["floor_sd"]
 
@@ -326,7 +328,7 @@ class ImageEval:
         return frechet_distance(*statistics(self.features(images)), self.mean, self.cov)
 
     def kid(self, images):
-        return kernel_distance(self.features(images), self.real)
+        return kernel_distance(self.features(images), self.real, device=self.kid_device)
 
     def score(self, images):
         """All that a result reports of its images: FID, KID, residual noise, how many of each garment, the floor."""
@@ -334,7 +336,7 @@ class ImageEval:
         with torch.no_grad():
             seen = self.model[-1](features.to(next(self.model.parameters()).device)).argmax(1).cpu()
         return {"fid": frechet_distance(*statistics(features), self.mean, self.cov),
-                "kid": kernel_distance(features, self.real), "border": residual_noise(images),
+                "kid": kernel_distance(features, self.real, device=self.kid_device), "border": residual_noise(images),
                 "classes": torch.bincount(seen, minlength=10).tolist(), "samples": len(images),
                 "floor": self.floor, "floor_sd": self.floor_sd, "data": self.data, "classifier": self.judge}
 

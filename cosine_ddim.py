@@ -15,6 +15,10 @@ What the small network does (two passes, seed 0, real images score 1.12; results
 - Eta below 1 leaves noise in the pictures, of which the lecture complained too: 37.6 at 0.5, 70.9 at 0. ddim_step says
   why. Steps that are few early and all of them late gain nothing: 11.7.
 - The dials, one pass each: linear, cosine and sigmoid lie between 18.4 and 20.2, b = 0.3 at 22.9, b = 1 at 49.8.
+
+What the lecture's network does (25 passes on an H200, seed 0, real images score 1.12; results/lecture/cosine_ddim):
+- The loss comes to 0.0327. 100 steps of DDIM score 2.59, 50 steps 3.11.
+- Eta below 1 is far less trouble: 3.47 at 0.5, 5.31 at 0.
 """
 import math
 
@@ -92,13 +96,13 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
     chance, and the step is Euler's in other symbols; 1 is DDPM's way, and ancestral Euler (karras.py).
 
     The lecture had trouble with eta below 1, and put it down to small images, in which noise destroys more. Our small
-    network has the same trouble, and we think that it comes about otherwise. Measure noise beside the picture, as
-    x_t / sqrt(abar), where it has the deviation sigma = sqrt((1 - abar) / abar). Early on sigma is large, x_0_hat
-    magnifies the network's errors by it, and some of the noise is missed: x_t holds more than its time says. With eta 0
-    each later step removes just what the time says, so the excess stays while sigma falls, until it is all that is
-    left. With eta 1 some of the old noise gives way to fresh noise in each step. Independent noises add up by their
-    squares, so the excess counts for less each time, and falls in proportion to sigma. With eta 0 a bound on x_0_hat
-    helps as well (34.3 instead of 70.9 with clip 1).
+    network has far more of it than the lecture's, on images of the same size, and we think that it comes about
+    otherwise. Measure noise beside the picture, as x_t / sqrt(abar), where it has the deviation sigma = sqrt((1 - abar)
+    / abar). Early on sigma is large, x_0_hat magnifies the network's errors by it, and some of the noise is missed: x_t
+    holds more than its time says. With eta 0 each later step removes just what the time says, so the excess stays while
+    sigma falls, until it is all that is left. With eta 1 some of the old noise gives way to fresh noise in each step.
+    Independent noises add up by their squares, so the excess counts for less each time, and falls in proportion to
+    sigma. With eta 0 a bound on x_0_hat helps as well (34.3 instead of 70.9 with clip 1).
 
     clip: bound on the estimate's values. abar_t, abar_t1: numbers, or (N,). abar_hat (N,): what to take for abar_t in
     the estimate alone, in case x_t is more or less noisy than it should be (lesson 3).

@@ -1393,6 +1393,24 @@ def test_every_score_in_the_readme_is_in_a_results_file():
                                else [f"{r['fid']:.2f} ({times})"]), name
 
 
+def test_the_readme_has_the_lectures_size():
+    rows = table("at the lecture's size")
+    assert len(rows) >= 13
+    for name, *figures in rows:
+        r = records_of(name, size="lecture")[0]
+        error = r.get("solver_error_median")
+        assert r["size"] == "lecture" and r["trained_on"] == "NVIDIA H200"
+        assert figures == [str(r["evaluations"]), f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}",
+                           f"{r['border']:.4f}", "-" if error is None else f"{error:.4f}"], name
+    same = [r for r in kept("karras", "lecture") if karras.said(r) == "heun, 20 steps"]
+    assert table("Heun, 20 steps") == [
+        [f"of {r['samples']:,} images", f"{r['fid']:.2f}", f"{r['floor']:.2f}", f"{r['fid'] - r['floor']:.2f}",
+         f"{r['fid'] / r['floor']:.1f}"] for r in same]
+    steps = [r for r in kept("speed", "lecture") if "images_per_s" in r]
+    assert sorted(row[1:] for row in table("a training step of 512")) == sorted(
+        [f"{r['ms_per_step']:.1f}", f"{r['images_per_s']:,.0f}"] for r in steps)
+
+
 def test_the_readme_has_three_seeds():
     rows = table("FID of seed")
     assert len(rows) >= 4
@@ -1446,12 +1464,15 @@ def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesso
         if isinstance(value, (list, dict)):
             return [n for part in (value.values() if isinstance(value, dict) else value) for n in numbers(part)]
         return [value] if isinstance(value, (int, float)) else []
-    known = numbers([kept(folder) for folder in folders])
-    ours = re.split("What the small network does|Ours, small, two passes|Ours is", lesson.__doc__)[1].split("\n\n")[0]
-    found = set(re.findall(r"(?<![\w.])\d+\.\d+", ours)) - else_where
-    assert len(found) >= 3
-    for figure in found:
-        assert any(f"{n:.{len(figure.split('.')[1])}f}" == figure for n in known), figure
+    for size, mark in (("small", "What the small network does|Ours, small, two passes|Ours is"),
+                       ("lecture", "What the lecture's network does")):
+        if size == "lecture" and not kept(folders[0], size): continue
+        known = numbers([kept(folder, size) for folder in folders])
+        ours = re.split(mark, lesson.__doc__)[1].split("\n\n")[0]
+        found = set(re.findall(r"(?<![\w.])\d+\.\d+", ours)) - else_where
+        assert len(found) >= 3
+        for figure in found:
+            assert any(f"{n:.{len(figure.split('.')[1])}f}" == figure for n in known), figure
 
 
 def test_the_readme_has_what_a_score_means():

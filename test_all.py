@@ -73,6 +73,14 @@ def test_unet_takes_one_time_for_all_and_starts_as_the_constant_zero():
     assert torch.allclose(w @ w.T, torch.eye(16), atol=1e-5)
 
 
+def test_weights_kept_in_half_precision_give_the_same():
+    torch.manual_seed(0)
+    model, again, x = small_net(), small_net(), torch.randn(3, 1, 32, 32)
+    again.load_state_dict({name: weight.half() for name, weight in model.state_dict().items()}, strict=True)
+    with torch.no_grad(): one, other = model(x, 0.3), again(x, 0.3)
+    assert other.dtype == torch.float32 and 0 < (one - other).norm() < 1e-3 * one.norm()
+
+
 def test_gradients_reach_every_parameter():
     torch.manual_seed(0)
     model = small_net()
@@ -1402,6 +1410,10 @@ def test_the_readme_has_the_lectures_size():
         assert r["size"] == "lecture" and r["trained_on"] == "NVIDIA H200"
         assert figures == [str(r["evaluations"]), f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}",
                            f"{r['border']:.4f}", "-" if error is None else f"{error:.4f}"], name
+    (half,), (full,) = kept("karras-half", "lecture"), records_of("lesson 4: lms, 20 steps", size="lecture")
+    assert half["network"] == full["network"] and abs(half["fid"] - full["fid"]) < full["floor_sd"]
+    said = f"{half['fid']:.2f} by\n  LMS in 20 steps, where the H200 has {full['fid']:.2f}"
+    assert said in (HERE / "README.md").read_text()
     same = [r for r in kept("karras", "lecture") if karras.said(r) == "heun, 20 steps"]
     assert table("Heun, 20 steps") == [
         [f"of {r['samples']:,} images", f"{r['fid']:.2f}", f"{r['floor']:.2f}", f"{r['fid'] - r['floor']:.2f}",

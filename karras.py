@@ -7,8 +7,8 @@
 What the lecture found: ask the network a question that is equally hard at every noise level, feed it inputs of unit
 variance, and walk from noise to picture in steps that shrink toward the end. Then a sampler of three lines scores a FID
 of 1.98 in 100 evaluations, and one that remembers its last slopes (LMS) 1.76 in 20. Real images score 0.50 on that
-scale. The cosine schedule's 3.2, which the lecture compares with, is on another, where they score 1.9 to 2.6: only
-multiples of what real images score can be compared.
+scale. The cosine schedule's 3.2, which the lecture compares with, is on another, where they score 1.9 to 2.6: neither
+the figures nor their multiples of what real images score can be compared closely.
 
 What the small network does (two passes, seed 0, real images score 1.12; results/small/karras):
 - Better solvers follow the path more closely. Solver error of the median image: Heun in 50 steps 0.002, in 20 0.011,
@@ -534,8 +534,8 @@ def main(argv=None):
     if args.compare:
         show_paths(args.folder, denoiser, args.rho, args.input_scale, args.device, args.seed)
         show_comparison(args.folder, records)
-    print(f"The lecture's real images scored {LECTURE_FLOOR:.2f} on the scale of its figures: compare multiples of the "
-          "floor only.\nIts LMS was called with order 3 and sigma_max 20; the order of 4 is its function's default.")
+    print(f"The lecture's real images scored {LECTURE_FLOOR:.2f} on the scale of its figures: compare no more than the "
+          "order of magnitude.\nIts LMS was called with order 3 and sigma_max 20, not with its function's default, 4.")
     comparison(records, said, lecture, args.folder)
 
 

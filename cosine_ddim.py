@@ -16,7 +16,7 @@ What the small network does (two passes, seed 0, real images score 1.12; results
   why. Steps that are few early and all of them late gain nothing: 11.7.
 - The dials, one pass each: linear, cosine and sigmoid lie between 18.4 and 20.2, b = 0.3 at 22.9, b = 1 at 49.8.
 
-What the lecture's network does (25 passes on an H200, seed 0, real images score 1.12; results/lecture/cosine_ddim):
+What a network of the lecture's size does (25 passes on an H200, seed 0; results/lecture/cosine_ddim):
 - The loss comes to 0.0327. 100 steps of DDIM score 2.59, 50 steps 3.11.
 - Eta below 1 is far less trouble: 3.47 at 0.5, 5.31 at 0.
 """
@@ -96,7 +96,7 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
     chance, and the step is Euler's in other symbols; 1 is DDPM's way, and ancestral Euler (karras.py).
 
     The lecture had trouble with eta below 1, and put it down to small images, in which noise destroys more. Our small
-    network has far more of it than the lecture's, on images of the same size, and we think that it comes about
+    network has far more of it than one of the lecture's size, on the same images, and we think that it comes about
     otherwise. Measure noise beside the picture, as x_t / sqrt(abar), where it has the deviation sigma = sqrt((1 - abar)
     / abar). Early on sigma is large, x_0_hat magnifies the network's errors by it, and some of the noise is missed: x_t
     holds more than its time says. With eta 0 each later step removes just what the time says, so the excess stays while

@@ -138,6 +138,7 @@ def test_a_broken_off_training_ends_with_the_weights_of_an_unbroken_one(tmp_path
         unet.fit(Line(), interrupted_at(step), images, path=tmp_path / "n.pt", **recipe)
     resumed = Line()
     record = unet.fit(resumed, noisy, images, path=tmp_path / "n.pt", **recipe)
+    assert record["first_step"] > 0
     assert torch.equal(resumed.w, whole.w) and (record["losses"] > 0).all()
     assert [p.name for p in tmp_path.iterdir()] == ["n.pt"]
 
@@ -1408,6 +1409,7 @@ def test_the_readme_has_the_lectures_size():
         r = records_of(name, size="lecture")[0]
         error = r.get("solver_error_median")
         assert r["size"] == "lecture" and r["trained_on"] == "NVIDIA H200"
+        assert r["device"] == ("CPU, 2 threads" if "network" in name else "NVIDIA H200"), name
         assert figures == [str(r["evaluations"]), f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}",
                            f"{r['border']:.4f}", "-" if error is None else f"{error:.4f}"], name
     (half,), (full,) = kept("karras-half", "lecture"), records_of("lesson 4: lms, 20 steps", size="lecture")
@@ -1477,7 +1479,7 @@ def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesso
             return [n for part in (value.values() if isinstance(value, dict) else value) for n in numbers(part)]
         return [value] if isinstance(value, (int, float)) else []
     for size, mark in (("small", "What the small network does|Ours, small, two passes|Ours is"),
-                       ("lecture", "What the lecture's network does")):
+                       ("lecture", "What a network of the lecture's size does")):
         if size == "lecture" and not kept(folders[0], size): continue
         known = numbers([kept(folder, size) for folder in folders])
         ours = re.split(mark, lesson.__doc__)[1].split("\n\n")[0]

@@ -267,10 +267,10 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     total = epochs * per_epoch
     optim = optimizer(model.parameters(), lr=lr, fused=device.type in ("cpu", "cuda"))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optim, max_lr=lr, total_steps=total)
-    losses, step, before = torch.zeros(total), 0, 0.0
+    losses, step, before, first_step = torch.zeros(total), 0, 0.0, None
     part = path and path.with_suffix(".retrain" if retrain else ".part")
     if part and part.exists():
-        losses, step, before = resume(part, settings, model, optim, schedule)
+        losses, step, before, first_step = resume(part, settings, model, optim, schedule)
         print(f"continuing at step {step} of {total}, from {part}")
     losses, first_here, started = losses.to(device), step, time.time()
 
@@ -283,7 +283,6 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     run, line = compiled(model, device), Progress()
     if run is not model: line("compiling the network for this GPU ...", end=True)
     shown = kept = time.time()
-    first_step = None
     model.train()
     try:
         while step < total:
@@ -303,7 +302,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             schedule.step()
             losses[step] = value.detach()
             step += 1
-            if step == first_here + 1:
+            if step == 1:
                 finite()                                                   # which waits for a GPU
                 first_step = time.time() - started
             now = time.time()
@@ -316,8 +315,9 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             if part and now - kept > SAVE_EVERY:
                 finite()
                 save_atomically({"settings": settings, "step": step, "losses": losses.cpu(),
-                                 "seconds": before + now - started, "model": model.state_dict(),
-                                 "optimizer": optim.state_dict(), "schedule": schedule.state_dict()}, part)
+                                 "seconds": before + now - started, "first_step": first_step,
+                                 "model": model.state_dict(), "optimizer": optim.state_dict(),
+                                 "schedule": schedule.state_dict()}, part)
                 kept = time.time()
     except KeyboardInterrupt:
         onward = f"continues from {part}" if part and part.exists() else "starts again"
@@ -333,7 +333,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
 
 
 def resume(part, settings, model, optim, schedule):
-    """Put model, optimiser and schedule where a training was broken off -> its losses, its step, and its seconds."""
+    """Put model, optimiser and schedule where a training was broken off -> its losses, step, seconds, first_step."""
     state = load_checkpoint(part, settings, needs=("model", "losses", "seconds", "step", "optimizer", "schedule"),
                             remedy="delete it")
     restore(model, state["model"], part, remedy="delete it")
@@ -341,7 +341,7 @@ def resume(part, settings, model, optim, schedule):
     for weight, moments in optim.state.items():                            # another device may lay them out otherwise
         moments |= {name: torch.empty_like(weight).copy_(moments[name]) for name in ("exp_avg", "exp_avg_sq")}
     schedule.load_state_dict(state["schedule"])
-    return state["losses"], state["step"], state["seconds"]
+    return state["losses"], state["step"], state["seconds"], state.get("first_step")
 
 
 def save_atomically(content, path):

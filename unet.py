@@ -281,7 +281,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
                           "a lower --lr usually cures that")
 
     run, line = compiled(model, device), Progress()
-    if run is not model: line("compiling the network for this GPU ...", end=True)
+    if run is not model: line("compiling the network for this GPU, a minute or so ...", end=True)
     shown = kept = time.time()
     model.train()
     try:

@@ -1489,7 +1489,8 @@ def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesso
     for size, mark in (("small", "What the small network does|Ours, small, two passes|Ours is"),
                        ("lecture", "What a network of the lecture's size does")):
         if size == "lecture" and not kept(folders[0], size): continue
-        known = numbers([kept(folder, size) for folder in folders if (HERE / "results" / size / folder).exists()])
+        known = numbers([kept(folder, size) for folder in folders
+                         if (HERE / "results" / size / folder).exists()])
         ours = re.split(mark, lesson.__doc__)[1].split("\n\n")[0]
         found = set(re.findall(r"(?<![\w.])\d+\.\d+", ours)) - else_where
         assert len(found) >= 3

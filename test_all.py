@@ -1478,8 +1478,8 @@ def test_the_readme_has_what_one_change_does():
 @pytest.mark.parametrize("lesson, folders, else_where", [
     (cosine_ddim, ["cosine_ddim", "dials"], {"0.033"}),
     (no_t, ["no_t", "cosine_ddim"], {"0.7", "0.001", "0.01"}),
-    (karras, ["karras", "karras-float32", "cosine_ddim", "half-range"], {"0.5", "3.5"}), (noise_pred, ["noise_pred"], set()),
-    (fid, ["fid"], {"0.03", "0.1"})])
+    (karras, ["karras", "karras-float32", "cosine_ddim", "half-range"], {"0.5", "3.5"}),
+    (noise_pred, ["noise_pred"], set()), (fid, ["fid"], {"0.03", "0.1"})])
 def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesson, folders, else_where):
     """But for what else_where holds: the lecture's own figures, and settings of which no record speaks."""
     def numbers(value):

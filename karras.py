@@ -11,22 +11,16 @@ scale. The cosine schedule's 3.2, which the lecture compares with, is on another
 the figures nor their multiples of what real images score can be compared closely.
 
 What the small network does (two passes, seed 0, real images score 1.12; results/small/karras):
-- Better solvers follow the path more closely. Solver error of the median image: Heun in 50 steps 0.002, in 20 0.011,
-  Euler in 100 0.012, DPM++ in 20 0.013, LMS 0.016, Euler in 20 0.054 (results/small/karras-float32). FID does not show
-  it: 19.7 to 20.9, with LMS at 19.7. It measures the network.
+- FID hardly sees the solver. Without fresh noise all score 19.7 (LMS) to 20.9, though the median image is off by 0.002
+  after 50 steps of Heun and by 0.054 after 20 of Euler (results/small/karras-float32). It measures the network.
 - Fresh noise helps: the ancestral sampler scores 19.0 with eta 0.5 in 100 steps, 16.5 with eta 1 in 50.
-- What the network is told (--log-sigma: 19.3) and the images' mean (--centre: 19.9) make no difference that can be told
-  from luck: three seeds score 18.9 to 19.7. sig_data does: 15.4 with --sig-data 0.66, twice the true value, and 12.9
-  with fresh noise as well (ancestral, 50 steps), where lesson 1's network scores 11.7.
+- So does --sig-data 0.66, twice the true value: 15.4. What the network is told (--log-sigma: 19.3) and the images' mean
+  (--centre: 19.9) make no difference that can be told from luck: three seeds score 18.9 to 19.7.
 
 What a network of the lecture's size does (25 passes on an H200, seed 0; results/lecture/karras):
-- Euler scores 5.10 in 100 steps and 7.13 in 20; in 20 steps LMS scores 5.10, DPM++ 4.91, Heun 4.99, and in 50 4.95. So
-  FID sees the solver where it is coarse, and otherwise the network.
-- Fresh noise helps with eta 0.5 in 100 steps (3.98), and not with eta 1 in 50 (5.09).
-- With 50 evaluations and more lesson 1's network is ahead: by the same ancestral steps it scores 3.55, by DDIM 3.11,
-  and 2.59 in 100. In 20 steps of DDIM it scores 5.28, which is about the same.
-- Scored in the lecture's way (the classifier sees images in -0.5..0.5), LMS has 1.35, 3.5 times the floor as in the
-  lecture, and lesson 1's network 2.34 by the 50 ancestral steps: which one is ahead is a question of the scale.
+- Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse.
+- By 50 ancestral steps lesson 1's network scores 3.55, this one 5.09. But where the classifier sees images in
+  -0.5..0.5, as in the lecture, LMS scores 1.35 and those of lesson 1's network 2.34: who is ahead depends on the scale.
 
 There is no alphabar here and no t: noise is measured by its standard deviation sigma alone, a noised image is
 x = y + sigma * noise, and sigma runs from 80 (nothing left to see) to 0. The lecture says that sigma "is the same thing
@@ -388,8 +382,7 @@ def said(record):
 def exact_ends(args, denoiser):
     """Where 64 paths end, nearly exactly -> (64, 1, 32, 32), or fewer with --samples.
 
-    LMS goes down to the smallest sigma in many steps, and then straight to 0, as every other sampler here does. That
-    is within 0.001 of where 400 steps of Heun end, and asks the network an eighth as often.
+    LMS goes down to the smallest sigma in many steps, and from there straight to 0, as all samplers but LMS itself do.
     """
     sigs = sigmas_karras(GOAL_STEPS)
 

@@ -1367,34 +1367,50 @@ def records_of(name, seed=0, size="small"):
     return found
 
 
-def test_every_score_in_the_readme_is_in_a_results_file():
-    for name, evaluations, *small, large, _ in table("| evaluations"):
-        for size, figures in ("small", small), ("lecture", [large]):
-            found = records_of(name, size=size)
-            if size == "lecture" and not found:
-                assert large == "not run yet", name
-                continue
-            r, times = found[0], f"{found[0]['fid'] / found[0]['floor']:.1f}"
-            assert (r["size"], r["data"], r["samples"], str(r["evaluations"])) == (size, "fashion", 2048, evaluations)
-            assert figures == ([f"{r['fid']:.1f}", times, f"{r['border']:.3f}"] if size == "small"
-                               else [f"{r['fid']:.2f} ({times})"]), name
+def shown(record, digits):
+    """A score as the README writes it: FID and, in brackets, how many floors that is."""
+    return f"{record['fid']:.{digits}f} ({record['fid'] / record['floor']:.1f})"
+
+
+@pytest.mark.parametrize("lesson, sizes",
+                         [("lesson 1", 2), ("lesson 1's network", 2), ("lesson 3", 1), ("lesson 4", 2)])
+def test_every_score_of_the_lessons_is_in_a_results_file(lesson, sizes):
+    rows = table(f"{lesson} | evaluations")
+    assert len(rows) >= 4
+    for name, evaluations, *figures in rows:
+        expected = []
+        for size, digits in (("small", 1), ("lecture", 2))[:sizes]:
+            found = records_of(f"{lesson}: {name}", size=size)
+            expected.append(shown(found[0], digits) if found else "-")
+            if lesson != "lesson 4": expected.append(f"{found[0]['border']:.3f}" if found else "-")
+            for r in found:
+                assert (r["size"], r["data"], str(r["evaluations"])) == (size, "fashion", evaluations), name
+                if size == "lecture":                                        # where, as the README says
+                    half = "network" in lesson or name == "ddim, 20 steps, eta 1"
+                    assert r["trained_on"] == "NVIDIA H200", name
+                    assert r["device"] == ("CPU, 2 threads" if half else "NVIDIA H200"), name
+        if lesson == "lesson 4":
+            error = found[0]["solver_error_median"]
+            expected.append("fresh noise" if error is None else f"{error:.4f}")
+        assert figures[:len(expected)] == expected and set(expected) != {"-"}, name
+
+
+def test_the_overview_has_the_lessons_scores():
+    rows = table("| small: FID")
+    assert len(rows) >= 10
+    for name, *figures, _ in rows:
+        found = records_of(name), records_of(name, size="lecture")
+        assert figures == [shown(r[0], digits) if r else "-" for r, digits in zip(found, (1, 2))], name
+
+
+def said_in_the_readme(sentence):
+    return sentence in " ".join((HERE / "README.md").read_text().split())
 
 
 def test_the_readme_has_the_lectures_size():
-    rows = table("at the lecture's size")
-    assert len(rows) >= 13
-    for name, *figures in rows:
-        r = records_of(name, size="lecture")[0]
-        error = r.get("solver_error_median")
-        assert r["size"] == "lecture" and r["trained_on"] == "NVIDIA H200"
-        half = "network" in name or name == "lesson 1: ddim, 20 steps, eta 1"   # as the README says
-        assert r["device"] == ("CPU, 2 threads" if half else "NVIDIA H200"), name
-        assert figures == [str(r["evaluations"]), f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}",
-                           f"{r['border']:.4f}", "-" if error is None else f"{error:.4f}"], name
     (half,), (full,) = kept("karras-half", "lecture"), records_of("lesson 4: lms, 20 steps", size="lecture")
     assert half["network"] == full["network"] and abs(half["fid"] - full["fid"]) < full["floor_sd"]
-    said = f"{half['fid']:.2f} by\n  LMS in 20 steps, where the H200 has {full['fid']:.2f}"
-    assert said in (HERE / "README.md").read_text()
+    assert said_in_the_readme(f"score {half['fid']:.2f} by LMS in 20 steps, where the H200 has {full['fid']:.2f}")
     (_, *reals), *rows = table("the classifier sees images in")
     assert len(rows) == 3
     for name, *figures in rows:
@@ -1403,13 +1419,19 @@ def test_the_readme_has_the_lectures_size():
         assert figures == [cell for r in (full, halved) for cell in
                            (f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}")], name
         assert reals == [f"{full['floor']:.2f}", "1.0", "", f"{halved['floor']:.2f}", "1.0", ""]
-    same = [r for r in kept("karras", "lecture") if karras.said(r) == "heun, 20 steps"]
-    assert table("Heun, 20 steps") == [
-        [f"of {r['samples']:,} images", f"{r['fid']:.2f}", f"{r['floor']:.2f}", f"{r['fid'] - r['floor']:.2f}",
-         f"{r['fid'] / r['floor']:.1f}"] for r in same]
+    few, many = (r for r in kept("karras", "lecture") if karras.said(r) == "heun, 20 steps")
+    assert (few["samples"], many["samples"]) == (2048, 10_000) and said_in_the_readme(
+        "Heun in 20 steps scores {:.2f} with 2048 images and {:.2f} with 10,000, which is {:.1f} and {:.1f} floors; "
+        "FID less the floor is {:.2f} and {:.2f}".format(
+            few["fid"], many["fid"], few["fid"] / few["floor"], many["fid"] / many["floor"],
+            few["fid"] - few["floor"], many["fid"] - many["floor"]))
     steps = [r for r in kept("speed", "lecture") if "images_per_s" in r]
     assert sorted(row[1:] for row in table("a training step of 512")) == sorted(
         [f"{r['ms_per_step']:.1f}", f"{r['images_per_s']:,.0f}"] for r in steps)
+    assert table("training on two cores") == [
+        [r["what"].removeprefix("training, batch 64: "), f"{r['images_per_s']:.1f}", f"{r['ratio']:.2f}",
+         f"{r['ratio_low']:.2f}, {r['ratio_high']:.2f}" if r["ratio_high"] > 1 else ""]
+        for r in kept("speed-cpu", "lecture")]
 
 
 def test_the_readme_has_three_seeds():
@@ -1424,11 +1446,11 @@ def test_the_readme_has_the_same_samplers_on_two_machines():
                    for folder in ("karras", "karras-float32"))
     rows = table("AMD in bfloat16, Intel in float32")
     assert len(rows) >= 7
-    error = lambda r, key="solver_error": "-" if r.get(key) is None else f"{r[key]:.3f}"
     for name, *figures in rows:
         a, b = here[name], there[name]
         assert (a["precision"], b["precision"]) == ("bfloat16", "float32")
-        assert figures == [f"{a['fid']:.1f}", f"{b['fid']:.1f}", error(a), error(b), error(b, "solver_error_median")]
+        assert figures == [f"{a['fid']:.1f}", f"{b['fid']:.1f}"] + [
+            f"{b[key]:.4f}" if b.get(key) else "-" for key in ("solver_error", "solver_error_median")], name
 
 
 def test_the_readme_has_lesson_2s_errors():
@@ -1445,13 +1467,25 @@ def test_the_readme_has_the_dials():
 
 
 def test_the_readme_has_what_one_change_does():
-    records = {karras.said(r) + f", seed {r['seed']}" * (r["seed"] > 0): r for r in kept("karras")}
-    for change, command, *figures in table("one change"):
-        r = records[f"lms, 20 steps, {change}".removesuffix(", the lecture's")]
-        assert figures == [f"{r['loss']:.3f}", f"{r['fid']:.1f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}",
-                           f"{r['solver_error']:.3f}"], change
-        for flag, value in re.findall("--([a-z-]+) ?([0-9.]*)", command):       # the command makes that record
-            assert r[flag.replace("-", "_")] == (float(value) if value else True), (command, flag)
+    rows = table("one change |")
+    assert len(rows) >= 12
+    for command, *figures in rows:
+        how = {flag.replace("-", "_"): float(value) if value else True
+               for flag, value in re.findall("--([a-z-]+) ?([0-9.]*)", command)}
+        how = {"seed": 0, "rho": 7, "input_scale": 0.5, "log_sigma": False, "centre": False} | how
+        how.setdefault("sig_data", round(0.66 * how["input_scale"], 6))
+        found = [r for r in kept("karras") if (r["what"], r["steps"], r["model"]) == ("lms", 20, "karras")
+                 and all(r.get(key, False) == value for key, value in how.items())]
+        assert [figures] == [[f"{r['fid']:.1f}", f"{r['kid']:.4f}"] for r in found], command
+
+
+def test_the_readme_has_why_cosine_is_ahead():
+    scores = lambda name: ", ".join(f"{records_of(name, seed)[0]['fid']:.1f}" for seed in (0, 1, 2))
+    first, noise, weight, cosine = (figures for _, figures in table("the small network, one change after another"))
+    assert first == f"{records_of('lesson 4: lms, 20 steps')[0]['fid']:.1f}"
+    assert noise == f"{records_of('lesson 4: ancestral, 50 steps, eta 1')[0]['fid']:.1f}"
+    assert weight == scores("lesson 4: ancestral, 50 steps, eta 1, sig data 0.66") + " (three seeds)"
+    assert cosine == scores("lesson 1's network: ancestral, 50 steps, eta 1")
 
 
 @pytest.mark.parametrize("lesson, folders, else_where", [
@@ -1482,8 +1516,8 @@ def test_the_readme_has_what_a_score_means():
     assert table("candidate") == [
         [r["what"], f"{r['fid']:.1f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}", f"{r['border']:.3f}"]
         for r in records if "kid" in r]
-    assert table("how many real images") == [
+    assert table("how many real images, one draw each") == [
         [f"{r['samples']:,}", f"{r['fid']:.2f}"] for r in records if r["what"] == "how many"]
-    assert table("the same 2048") == [
-        [r["what"].removeprefix("precision, "), f"{r['fid']:.2f}", f"{r['fid_float32']:.2f}"]
-        for r in records if "fid_float32" in r]
+    draws = [(f"{r['fid']:.2f}", f"{r['fid_float32']:.2f}") for r in records if "fid_float32" in r]
+    assert all(one == other for one, other in draws)
+    assert said_in_the_readme(f"three draws score {', '.join(one for one, _ in draws)} by both")

@@ -27,6 +27,7 @@ x = y + sigma * noise, and sigma runs from 80 (nothing left to see) to 0. The le
 as alphabar used to be". It has the same part to play, but runs the other way: once x_t is divided by sqrt(abar), so
 that the picture has its full strength, sigma^2 = (1 - abar) / abar, and a small sigma is an alphabar near 1.
 """
+import functools
 import math
 
 import numpy as np
@@ -409,7 +410,8 @@ def try_sampler(args, denoiser, origin, evaluate, goal, name, steps, options):
     images, seconds = generate(walk, args.samples, args.seed, args.device)
     error = median = None
     if not any(options.values()):                                          # fresh noise ends elsewhere by design
-        error, median = solver_error(generate(walk, len(goal), args.seed, args.device, amp=False)[0], goal)
+        ends = generate(walk, len(goal()), args.seed, args.device, amp=False)[0]
+        error, median = solver_error(ends, goal())
     record = {"what": name, "steps": steps, "evaluations": evaluations(name, steps), "eta": options.get("eta"),
               "churn": options.get("s_churn"), "rho": args.rho, "model": args.model, "input_scale": args.input_scale,
               "sig_data": args.sig_data if args.model == "karras" else None,
@@ -518,8 +520,7 @@ def main(argv=None):
         model, origin = cosine_ddim.network(args, images.mul_(args.input_scale), input_scale=args.input_scale)
         denoiser = lambda x, sig: denoise_epsilon(model, x, sig)
     show_schedule(args.folder, args.steps, args.rho)
-    followed = not all(any(options.values()) for *_, options in trials)    # some sampler here adds no fresh noise
-    goal = exact_ends(args, denoiser) if followed else None
+    goal = functools.cache(lambda: exact_ends(args, denoiser))             # found once, and only if it is asked for
     records = [try_sampler(args, denoiser, origin, evaluate, goal, *trial) for trial in trials]
     if args.compare:
         show_paths(args.folder, denoiser, args.rho, args.input_scale, args.device, args.seed)

@@ -1101,6 +1101,25 @@ def test_karras_compare(tmp_path, capsys, monkeypatch):
     assert f"{last['solver_error']:.4f} ({last['solver_error_median']:.4f})" in capsys.readouterr().out
 
 
+def test_the_comparison_draws_each_sampler_at_its_cost_and_the_median_error(tmp_path, monkeypatch):
+    drawn, plot = {}, karras.plot
+    monkeypatch.setattr(karras, "plot", lambda series, title, *rest, **how:
+                        drawn.update({title: series}) or plot(series, title, *rest, **how))
+    usual = dict(eta=None, churn=None, rho=7.0, model="karras", input_scale=0.5, sig_data=0.33, floor=1.0)
+    karras.show_comparison(tmp_path, [
+        usual | dict(what="heun", steps=20, evaluations=39, fid=5.0, border=0.1, solver_error=9.0,
+                     solver_error_median=0.2),
+        usual | dict(what="ancestral", steps=7, evaluations=7, fid=4.0, border=0.3, solver_error=None,
+                     solver_error_median=None, eta=1.0)])
+    points = {title: [(name, *xs, *ys) for name, xs, ys, kind in series if kind == "points"]
+              for title, series in drawn.items()}
+    assert points["FID"] == [("heun, 20 steps", 39, 5.0), ("ancestral, 7 steps, eta 1", 7, 4.0)]
+    assert points["residual noise"] == [("heun, 20 steps", 39, 0.1), ("ancestral, 7 steps, eta 1", 7, 0.3)]
+    (_, _, heun), (_, _, fresh) = points["solver error, median image"]
+    assert heun == 0.2 and math.isnan(fresh)                                 # which plot leaves out
+    assert ("real images", [7, 39], [1.0, 1.0], "line") in drawn["FID"]
+
+
 @pytest.mark.parametrize("lesson, argv, message", [
     (karras, "--steps 0", "--steps: '0' is not a whole number from 1"), (karras, "--steps 2.5", "--steps"),
     (karras, "--samples 1", "--samples"), (karras, "--samples 257", "--samples 257"),
@@ -1428,6 +1447,9 @@ def test_the_readme_has_the_lectures_size():
     steps = [r for r in kept("speed", "lecture") if "images_per_s" in r]
     assert sorted(row[1:] for row in table("a training step of 512")) == sorted(
         [f"{r['ms_per_step']:.1f}", f"{r['images_per_s']:,.0f}"] for r in steps)
+    _, trained, sampled, *_ = table("| two cores of an Intel Xeon")
+    for row, key in (trained, "train_seconds"), (sampled, "sample_seconds"):
+        assert row[1] == "; ".join(f"{r[key]:.0f} s" for r in kept("first-command")), key
     assert table("training on two cores") == [
         [r["what"].removeprefix("training, batch 64: "), f"{r['images_per_s']:.1f}", f"{r['ratio']:.2f}",
          f"{r['ratio_low']:.2f}, {r['ratio_high']:.2f}" if r["ratio_high"] > 1 else ""]

@@ -12,8 +12,8 @@ arXiv 2301.10972): how quickly the image drowns is a dial, and scaling the image
 
 What the small network does (two passes, seed 0, real images score 1.12; results/small/cosine_ddim and dials):
 - The loss comes to 0.0383 (the lecture's to 0.033). 50 steps of DDIM do as well as 100: 11.0 and 10.9.
-- Eta below 1 leaves noise in the pictures, of which the lecture complained too: 37.6 at 0.5, 70.9 at 0. ddim_step says
-  why. Steps that are few early and all of them late gain nothing: 11.7.
+- Eta below 1 leaves noise in the pictures, of which the lecture complained too: 37.6 at 0.5, 70.9 at 0. ddim_step
+  gives our guess why. Few steps early and many late gain nothing: 11.7.
 - The dials, one pass each: linear, cosine and sigmoid lie between 18.4 and 20.2, b = 0.3 at 22.9, b = 1 at 49.8.
 
 What a network of the lecture's size does (25 passes on an H200, seed 0; results/lecture/cosine_ddim):
@@ -51,7 +51,7 @@ def inv_abar(a):
 
 
 def wide(a, x):
-    """Numbers, one for all images of x or one for each, in a shape that can be multiplied with images."""
+    """A number, or one for each image of x, in a shape that multiplies images."""
     return torch.as_tensor(a, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
 
 
@@ -77,8 +77,8 @@ def denoise(x_t, noise, t, abar=abar):
 def timesteps(steps, spacing="uniform"):
     """(steps + 1,) times from just below 1 down to 0, and 0 once more: each step goes from one to the next.
 
-    "uniform" is the lecture's: 1 - 1/steps, .., 1/steps, 0. "late" is the trick of an earlier lesson that it recalls:
-    of a fine grid take every 10th time in the first tenth of the way, every 9th in the next, .., every one in the last.
+    "uniform" is the lecture's: 1 - 1/steps, .., 1/steps, 0. "late" is an earlier lesson's trick, which it recalls: of
+    a fine grid take every 10th time in the first tenth of the way, every 9th in the next, .., every one in the last.
     """
     if steps < 2: raise Problem(f"{steps} steps are too few: the last of them, at t = 0, changes nothing")
     way = np.linspace(0, 1, steps)                                         # how much of the way down is done
@@ -95,14 +95,14 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
     found and partly with fresh noise of deviation sig (eq. 16). eta in [0, 1] scales that: at 0 nothing is left to
     chance, and the step is Euler's in other symbols; 1 is DDPM's way, and ancestral Euler (karras.py).
 
-    The lecture had trouble with eta below 1, and put it down to small images, in which noise destroys more. Our small
-    network has far more of it than one of the lecture's size, on the same images, and we think that it comes about
-    otherwise. Measure noise beside the picture, as x_t / sqrt(abar), where it has the deviation sigma = sqrt((1 - abar)
-    / abar). Early on sigma is large, x_0_hat magnifies the network's errors by it, and some of the noise is missed: x_t
-    holds more than its time says. With eta 0 each later step removes just what the time says, so the excess stays while
-    sigma falls, until it is all that is left. With eta 1 some of the old noise gives way to fresh noise in each step.
-    Independent noises add up by their squares, so the excess counts for less each time, and falls in proportion to
-    sigma. With eta 0 a bound on x_0_hat helps as well (34.3 instead of 70.9 with clip 1).
+    The lecture had trouble with eta below 1 and blamed small images, in which noise destroys more. On the same images
+    our small network has far more trouble than one of the lecture's size, so we suspect another cause. Divide x_t by
+    sqrt(abar): the picture is at full strength, under noise of deviation sigma = sqrt((1 - abar) / abar). Early on
+    sigma is large, x_0_hat magnifies the network's errors by it, and some noise is missed: x_t is noisier than its time
+    says. With eta 0 each later step removes only what the time says, so the excess stays while sigma falls, until it is
+    all that is left. With eta 1 each step replaces some old noise by fresh noise. Variances of independent noises add,
+    so the excess counts for less each time, and falls in proportion to sigma. With eta 0 a bound on x_0_hat helps too
+    (34.3 instead of 70.9 with clip 1).
 
     clip: bound on the estimate's values. abar_t, abar_t1: numbers, or (N,). abar_hat (N,): what to take for abar_t in
     the estimate alone, in case x_t is more or less noisy than it should be (lesson 3).
@@ -162,7 +162,7 @@ def noise_schedule(name="cosine", start=None, end=None, tau=None):
 
 
 def unit_variance(x_t):
-    """Each image divided by its standard deviation, for --normalise: b is to change the share of noise alone."""
+    """Each image divided by its standard deviation, for --normalise: so that b changes only the share of noise."""
     return x_t / x_t.std(dim=(1, 2, 3), keepdim=True)
 
 
@@ -184,7 +184,7 @@ def pooled(x0, k, t, abar=abar):
 
 # ---------------------------------------------------------------------------------------------- the lesson
 
-# The lecture's own FIDs with eta 1, on a scale where its real images scored 1.9 to 2.6.
+# The lecture's own FIDs with eta 1, on a scale where its real images scored 1.9 to 2.6; in brackets, over that.
 LECTURE = {"ddim, 100 steps, eta 1": "3.29, 3.10 (1.2..1.7 x)", "ddim, 50 steps, eta 1": "4.40 (1.7..2.3 x)"}
 
 COSINE = ("cosine", None, None, None)                                     # name, start, end, tau
@@ -205,7 +205,7 @@ def show_noising(folder, x0, abar, input_scale, seed):
 
 
 def network(args, x0, schedule=COSINE, input_scale=0.5, normalise=False):
-    """2. This lesson's network for images x0 in -b..b, trained if it was not before -> what train returns."""
+    """2. This lesson's network for images x0 in -b..b, trained if it was not before -> the network, and its origin."""
     abar, _ = noise_schedule(*schedule)
 
     def question(x0):
@@ -226,13 +226,13 @@ def show_one_step(folder, find_noise, x0, abar, input_scale, seed):
          title="noised, restored in one step, and true, by t").save(folder / "one-step.png")
 
 
-def called(schedule):
+def schedule_label(schedule):
     """A noise schedule's name, with those parameters that are given."""
     return " ".join([schedule[0]] + [f"{name} {value:g}" for name, value in zip(("start", "end", "tau"), schedule[1:])
                                      if value is not None])
 
 
-def said(record):
+def label(record):
     """A result's settings in words, those that are the lecture's left out."""
     words = [record["what"], f"{record['steps']} steps", f"eta {record['eta']:g}"]
     if record["spacing"] == "late": words.append("late steps")
@@ -250,9 +250,9 @@ def try_ddim(args, find_noise, origin, evaluate, abar, steps, eta, spacing, clip
         return x / args.input_scale
     images, seconds = generate(sampler, args.samples, args.seed, args.device)
     record = {"what": "ddim", "steps": steps, "evaluations": steps, "eta": eta, "spacing": spacing, "clip": clip,
-              "schedule": called(args.dials), "input_scale": args.input_scale, "normalise": args.normalise,
+              "schedule": schedule_label(args.dials), "input_scale": args.input_scale, "normalise": args.normalise,
               **evaluate.score(images), "sample_seconds": round(seconds, 1), **origin}
-    report(said(record), record, images, args.folder)
+    report(label(record), record, images, args.folder)
     return record
 
 
@@ -261,7 +261,7 @@ def show_dials(folder, image, seed):
     t = torch.linspace(0.001, 0.999, 200)
     families = [("linear",), ("cosine",), ("cosine", 0.2), ("cosine", None, None, 2), ("sigmoid",), ("sigmoid", 0),
                 ("sigmoid", None, None, 0.5)]
-    curves = [(called(family), noise_schedule(*family)[0](t)) for family in families]
+    curves = [(schedule_label(family), noise_schedule(*family)[0](t)) for family in families]
     shifted = [(f"b = {b:g}", t, log_snr(abar(t)) + 2 * math.log(b), "line") for b in (1, 0.5, 0.3)]
     beside([plot([(name, t, gamma, "line") for name, gamma in curves], "noise schedules", "t", "alphabar"),
             plot([(name, t, log_snr(gamma), "line") for name, gamma in curves], "the same", "t", "log SNR"),
@@ -317,7 +317,7 @@ def main(argv=None):
     records = [try_ddim(args, find_noise, origin, evaluate, abar, *trial) for trial in trials]
     show_dials(args.folder, test[:1] / args.input_scale, args.seed)
     print("The lecture's figures are on a scale where its real images scored 1.9 to 2.6.")
-    comparison(records, said, lambda r: LECTURE.get(said(r), "-"), args.folder)
+    comparison(records, label, lambda r: LECTURE.get(label(r), "-"), args.folder)
 
 
 if __name__ == "__main__":

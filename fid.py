@@ -3,9 +3,10 @@
     python fid.py             what a score means: what real, slightly noisy, blurred and meaningless images get
     python fid.py --retrain   train the classifier anew on the real images and pin it in weights/fid.pt
 
-A FID says how far a set of samples is from the 10,000 test images, as the features of a classifier see both. It needs
-a classifier (ours is pinned, so that figures can be compared), a number of images (2048, always, because FID falls as
-their number grows) and a floor: what as many real training images score. Perfect samples would score that on average.
+FID (Frechet inception distance) says how far a set of samples is from the 10,000 test images, as the features of a
+classifier see both. It needs a classifier (ours is pinned, so that figures can be compared), a number of images (2048
+by default: FID falls as it grows) and a floor: what as many real training images score. Perfect samples would score
+that on average.
 
 Ours is 1.12 +- 0.13 (results/small/fid). Real images with noise of 0.03, which is hardly visible, score 1.9, with noise
 of 0.1 20, blurred by a pixel 24, and nothing but noise scores 334. Whether all this is done in float64 or, like the
@@ -140,7 +141,7 @@ def draw_garment(draw, kind, random):
 # ---------------------------------------------------------------------------------------------- the classifier
 
 class ResBlock(nn.Module):
-    """Two convolutions with batch norm; the shortcut averages where the size halves, mixes where the width changes."""
+    """Two convolutions with batch norm; the shortcut averages where the size halves, then is a 1x1 convolution."""
 
     def __init__(self, n_in, n_out, stride, kernel):
         super().__init__()
@@ -159,10 +160,11 @@ def activation(x):
     return F.leaky_relu(x, 0.1) - 0.4
 
 
-def resnet(outputs, widths=(16, 32, 64, 128, 256, 512), dropout=0.1):
+def resnet(outputs):
     """The lecture's residual network, (N, 1, 32, 32) -> (N, outputs). All but its last two modules give features."""
+    widths = (16, 32, 64, 128, 256, 512)
     blocks = [ResBlock(1, widths[0], 1, 5)] + [ResBlock(a, b, 2, 3) for a, b in zip(widths, widths[1:])]
-    model = nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1], outputs))
+    model = nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(0.1), nn.Linear(widths[-1], outputs))
     for module in model.modules():
         if isinstance(module, nn.Conv2d): nn.init.kaiming_normal_(module.weight, a=0.1)
     return model
@@ -248,7 +250,7 @@ def frechet_distance(mu1, cov1, mu2, cov2):
     return float(((mu1 - mu2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * shared)
 
 
-def kernel_distance(feats1, feats2, subsets=100, size=1000, seed=0, device="cpu"):
+def kernel_distance(feats1, feats2, subsets=100, size=1000, device="cpu"):
     """KID: the unbiased squared maximum mean discrepancy under the kernel (x.y/d + 1)^3, averaged over subsets.
 
     (N, d), (M, d) features -> float: 0 on average for two draws of the same thing, so it can be a little below.
@@ -257,7 +259,7 @@ def kernel_distance(feats1, feats2, subsets=100, size=1000, seed=0, device="cpu"
     """
     feats1, feats2 = (torch.as_tensor(f).to(device) for f in (feats1, feats2))
     n, d = min(size, len(feats1), len(feats2)), feats1.shape[1]
-    random, total = np.random.default_rng(seed), 0.0
+    random, total = np.random.default_rng(0), 0.0
     kernel = lambda a, b: (a @ b.T / d + 1) ** 3
     for _ in range(subsets):
         x = feats1[torch.from_numpy(random.choice(len(feats1), n, replace=False))].double()
@@ -287,10 +289,10 @@ class ImageEval:
 
     def __init__(self, data="auto", data_dir="data", samples=2048, device="cpu", cache="out/fid", count=None):
         self.data = find_data(data, data_dir)
-        self.model, self.classifier = load_classifier(torch.device(device))
+        self.model, self.pinned = load_classifier(torch.device(device))
         settings = dict(lesson="fid", data=self.data, samples=samples, count=count,
                         classifier=hashlib.sha256(WEIGHTS.read_bytes()).hexdigest())
-        self.judge = settings["classifier"][:10]
+        self.classifier = settings["classifier"][:10]
         path = checkpoint_path(cache, settings, "reals")
         if path.exists():
             known = load_checkpoint(path, settings, needs=("real", "floor", "floor_sd"), remedy="delete it")
@@ -338,7 +340,7 @@ class ImageEval:
         return {"fid": frechet_distance(*statistics(features), self.mean, self.cov),
                 "kid": kernel_distance(features, self.real, device=self.kid_device), "border": residual_noise(images),
                 "classes": torch.bincount(seen, minlength=10).tolist(), "samples": len(images),
-                "floor": self.floor, "floor_sd": self.floor_sd, "data": self.data, "classifier": self.judge}
+                "floor": self.floor, "floor_sd": self.floor_sd, "data": self.data, "classifier": self.classifier}
 
 
 def stand_in(data):
@@ -354,9 +356,8 @@ def describe(score):
 
 def report(label, record, images, folder):
     """Say what a sampler's result is, put it into results.json, and draw the first of its images."""
-    if record.get("seed"): label += f", seed {record['seed']}"
-    seconds = "" if "sample_seconds" not in record else f", {record['sample_seconds']:.0f} s"
-    print(f"{label}{seconds}: {describe(record)}\n    "
+    if record["seed"]: label += f", seed {record['seed']}"                 # 0 goes without saying
+    print(f"{label}, {record['sample_seconds']:.0f} s: {describe(record)}\n    "
           + ", ".join(f"{n} {kind}" for n, kind in zip(record["classes"], CLASSES)))
     title = f"{label}, FID {record['fid']:.2f}{stand_in(record['data'])}"
     grid(images[:64], None, 16, title=title).save(folder / f"samples-{label.replace(',', '').replace(' ', '-')}.png")
@@ -388,10 +389,11 @@ IDENTITY = ("what", "steps", "eta", "churn", "rho", "spacing", "clip", "rescue",
 
 def save_results(folder, records):
     """Put the records into results.json, a list, where each replaces an earlier one of the same settings."""
-    path, identity = folder / "results.json", lambda record: [record.get(key) for key in IDENTITY]
+    identity = lambda record: [record.get(key) for key in IDENTITY]
+    new = [identity(record) for record in records]
     with alone(folder):
-        kept = [old for old in read_results(folder) if identity(old) not in map(identity, records)]
-        save_atomically(json.dumps(kept + records, indent=1) + "\n", path)
+        kept = [old for old in read_results(folder) if identity(old) not in new]
+        save_atomically(json.dumps(kept + records, indent=1) + "\n", folder / "results.json")
 
 
 # ---------------------------------------------------------------------------------------------- pictures
@@ -509,12 +511,12 @@ def main(argv=None):
     settle(parser, args)
     if args.retrain: return retrain(args)
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.folder, args.images)
-    n, random, drawn = args.samples, np.random.default_rng(args.seed), stand_in(evaluate.data)
+    n, random, note = args.samples, np.random.default_rng(args.seed), stand_in(evaluate.data)
     train, _ = fashion_mnist(args.data_dir, True, evaluate.data, args.images)
     some = lambda count: train[torch.from_numpy(random.choice(len(train), count, replace=False))]
     images, about = some(n), measured_on(args, amp=False)
-    print(f"the classifier names {evaluate.classifier['accuracy']:.2%} of the real test images rightly")
-    print(f"{n} real training images, 20 draws: FID {evaluate.floor:.2f} +- {evaluate.floor_sd:.2f}, the floor{drawn}")
+    print(f"the classifier names {evaluate.pinned['accuracy']:.2%} of the real test images rightly")
+    print(f"{n} real training images, 20 draws: FID {evaluate.floor:.2f} +- {evaluate.floor_sd:.2f}, the floor{note}")
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(args.seed))
     blurred = torchvision.transforms.functional.gaussian_blur(images, 5, 1.0)
     records, started = [], time.time()
@@ -527,14 +529,14 @@ def main(argv=None):
     for count in sorted({n // 4, n // 2, n, min(2 * n, len(train)), min(10_000, len(train)), len(train)} - {0, 1}):
         value = evaluate.fid(some(count))
         records.append({"what": "how many", "samples": count, "fid": value, "data": evaluate.data, **about})
-        print(f"{count:6d} real training images: FID {value:.2f}{drawn}")
+        print(f"{count:6d} real training images: FID {value:.2f}{note}")
     for i in range(3):
         features = evaluate.features(some(n))
         exact = frechet_distance(*statistics(features), evaluate.mean, evaluate.cov)
         rounded = float32_distance(features, evaluate.real)
         records.append({"what": f"precision, draw {i}", "samples": n, "fid": exact, "fid_float32": rounded,
                         "data": evaluate.data, **about})
-        print(f"the same {n} real images: FID {exact:.2f} in float64, {rounded:.2f} by the notebook's float32{drawn}")
+        print(f"the same {n} real images: FID {exact:.2f} in float64, {rounded:.2f} by the notebook's float32{note}")
     save_results(args.folder, records)
 
 

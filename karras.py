@@ -20,7 +20,7 @@ What the small network does (two passes, seed 0, real images score 1.12; results
 What a network of the lecture's size does (25 passes on an H200, seed 0; results/lecture/karras):
 - Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse.
 - By 50 ancestral steps lesson 1's network scores 3.55, this one 5.09. But where the classifier sees images in
-  -0.5..0.5, as in the lecture, LMS scores 1.35 and those of lesson 1's network 2.34: who is ahead depends on the scale.
+  -0.5..0.5, as in the lecture, LMS scores 1.35 and lesson 1's network 2.34: who is ahead depends on the scale.
 
 There is no alphabar here and no t: noise is measured by its standard deviation sigma alone, a noised image is
 x = y + sigma * noise, and sigma runs from 80 (nothing left to see) to 0. The lecture says that sigma "is the same thing
@@ -48,8 +48,8 @@ RECIPE = {"lecture": dict(epochs=25, batch_size=512, lr=1e-2),
 def draw_sigmas(n, device="cpu", mean=-1.2, sd=1.2):
     """(n,) noise levels to train on, with ln sigma normally distributed (table 1, "noise distribution").
 
-    Where there is next to no noise, or next to no picture, there is little to learn: at most, what the mean picture
-    looks like. Most is to be learnt in between, where most draws should fall (figure 5a, and our loss-by-sigma.png).
+    With next to no noise there is little to learn, and with next to no picture only what the mean picture looks like.
+    Most is to be learnt in between, where most draws should fall (figure 5a, and our loss-by-sigma.png).
     """
     return (torch.randn(n, device=device) * sd + mean).exp()
 
@@ -64,7 +64,7 @@ def scalings(sig, sig_data=0.33):
       c_in    makes the input's variance 1: it divides by the standard deviation.
       c_skip  is how much of x is passed on unchanged. It is the share of x's variance that is picture, which makes the
               rest, y - c_skip * x, as small as it can be. Little noise: c_skip near 1, the network finds the noise.
-              Much noise: c_skip near 0, it finds the picture. Always the half that is worth asking for.
+              Much noise: c_skip near 0, it finds the picture. Always the part worth asking for.
       c_out   makes the target's variance 1: it is the standard deviation of that rest.
     """
     totvar = sig ** 2 + sig_data ** 2
@@ -83,8 +83,8 @@ def noisify(x0, sig_data=0.33, sig=None, log_sigma=False, centre=0.0):
     The network F(c_in * x; sig) is to make c_skip * x + c_out * F = y, so its target is F = (y - c_skip * x) / c_out
     (eq. 7 and 8). A plain squared error of F weighs the error of the picture by 1 / c_out^2, so sig_data is also a loss
     weight: half the true value weighs high noise up to 4 times more. With sig_data 1, F is minus the v of Salimans & Ho
-    (2022). centre is what to take off the images first: their mean, and inputs and targets have the mean 0, which the
-    lecture proposes and does not try.
+    (2022). centre is taken off the images first. If it is their mean, inputs and targets have mean 0: the lecture
+    proposes that and does not try it.
     """
     if sig is None: sig = draw_sigmas(len(x0), x0.device)
     told = c_noise(sig, log_sigma)
@@ -107,13 +107,13 @@ def denoise(model, x, sig, sig_data=0.33, log_sigma=False, centre=0.0):
 
 
 def denoise_epsilon(model, x, sig):
-    """The same by a network that finds the noise in x_t at time t, such as lesson 1's. sig: a number.
+    """denoise for a network that finds the noise in x_t at time t, such as lesson 1's. sig: a number.
 
     Karras et al. 2022, table 1, columns "VP" and "iDDPM + DDIM": older models fit the frame with c_skip 1, c_out -sig,
     c_in 1 / sqrt(sig^2 + 1) and, as what the network is told of the noise, the time whose alphabar is c_in^2. For x is
     x_t / sqrt(abar), which has sig^2 = (1 - abar) / abar. So any sampler here takes them, without new training. But
     c_out -sig magnifies the network's errors where noise is high. With our small network LMS and Heun leave noise in
-    the pictures, and the ancestral sampler ends clean: cosine_ddim.ddim_step says why.
+    the pictures, and the ancestral sampler ends clean: cosine_ddim.ddim_step gives our guess why.
     """
     c_in = 1 / math.sqrt(sig ** 2 + 1)
     t = cosine_ddim.inv_abar(torch.tensor(c_in ** 2, dtype=torch.float64))
@@ -121,9 +121,10 @@ def denoise_epsilon(model, x, sig):
 
 
 @torch.no_grad()
-def loss_by_sigma(model, x0, sigmas, how, seed=0):
-    """The mean squared error of the network's answer at each of the sigmas, on the images x0. how: as in noisify."""
-    torch.manual_seed(seed)
+def loss_by_sigma(model, x0, sigmas, how):
+    """The mean squared error of the network's answers at each of the sigmas, on the images x0. how: noisify's keyword
+    arguments, a dictionary."""
+    torch.manual_seed(0)                                                   # the same noise for every network
     losses = []
     for sig in sigmas:
         inputs, target = noisify(x0, sig=torch.full((len(x0),), float(sig), device=x0.device), **how)
@@ -132,10 +133,10 @@ def loss_by_sigma(model, x0, sigmas, how, seed=0):
 
 
 def loss_of_the_mean(x0, sigmas, sig_data=0.33):
-    """The loss at each of the sigmas (an array) of one who knows the mean of the images x0 and sig_data, and no more.
+    """The loss at each of the sigmas (an array) of knowing only sig_data and the mean of the images x0.
 
-    D = c_skip x + (1 - c_skip) mean leaves (1 - c_skip) (y - mean) and c_skip sigma noise: independent things, so their
-    variances add, and with the weight 1 / c_out^2 this comes out.
+    The estimate c_skip x + (1 - c_skip) mean is off by (1 - c_skip) (y - mean) and c_skip sigma noise: independent
+    things, so their variances add, and with the weight 1 / c_out^2 this comes out.
     """
     around_mean = float((x0 - x0.mean(0)).square().mean())
     return (sigmas ** 2 * around_mean / sig_data ** 2 + sig_data ** 2) / (sigmas ** 2 + sig_data ** 2)
@@ -158,7 +159,8 @@ def sigmas_karras(n, sigma_min=0.01, sigma_max=80.0, rho=7.0):
 # is any estimate of the clean images: the function above with its network filled in, or any other. Without fresh noise
 # all follow one differential equation (eq. 1 with sigma(t) = t, and eq. 3):
 #     dx / dsigma = (x - D(x; sigma)) / sigma,
-# the slope at which x should change as sigma falls. They differ in how well they follow a curve by straight steps.
+# with D = denoise: the slope at which x should change as sigma falls. They differ in how closely they follow this curve
+# in few steps.
 
 def pairs(sigs):
     """[(sigma now, sigma next), ..], a pair of numbers for every step of sigs (n + 1,)."""
@@ -169,7 +171,8 @@ def pairs(sigs):
 def sample_euler(denoise, x, sigs):
     """Follow the slope here, all the way to the next sigma. One evaluation a step; error falls with the step.
 
-    x + (sig2 - sig) * (x - D) / sig is the same as keeping sig2 / sig of the noise in x: the form that is exact at 0.
+    x + (sig2 - sig) * (x - D) / sig is the same as keeping sig2 / sig of the noise in x. So written, a step to 0 gives
+    exactly D.
     """
     for sig, sig2 in pairs(sigs):
         denoised = denoise(x, sig)
@@ -277,13 +280,13 @@ def evaluations(name, steps):
 
 # ---------------------------------------------------------------------------------------------- the lesson
 
-# The lecture's own FIDs. Its real images scored 0.50, on a scale where images are in -0.5..0.5. How many times as
-# much each is can be compared with ours, as far as the order of magnitude goes.
+# The lecture's own FIDs. Its real images scored 0.50, on a scale where images are in -0.5..0.5. Only the order of
+# magnitude of their multiples of that can be compared with ours.
 LECTURE = {"euler, 100 steps": 1.98, "ancestral, 100 steps, eta 0.5": 1.53, "heun, 100 steps": 0.95,
            "heun, 50 steps": 0.97, "heun, 20 steps": 1.23, "lms, 20 steps": 1.76}
 LECTURE_FLOOR = 0.50
 
-GOAL_STEPS = 100                # noise levels on the way to the ends that are taken for the exact ones
+GOAL_STEPS = 100                # noise levels of LMS on the way to the ends that count as exact
 
 COMPARED = [("euler", 100, {}), ("euler", 20, {}), ("ancestral", 100, {"eta": 0.5}), ("heun", 50, {}), ("heun", 20, {}),
             ("lms", 20, {}), ("dpmpp_2m", 20, {})]
@@ -325,7 +328,7 @@ def show_question(folder, x0, sig, how):
     """3. What goes in and what should come out, from little noise to much."""
     (inputs, _), target = noisify(x0, **how)
     print(f"a batch of {len(x0)} inputs: mean {inputs.mean():.3f}, sd {inputs.std():.3f}; their targets: mean "
-          f"{target.mean():.3f}, sd {target.std():.3f}: the variance is 1, and "
+          f"{target.mean():.3f}, sd {target.std():.3f}: both near 1 if sig_data is right, and "
           + ("the images' mean was taken off" if "centre" in how else "nothing was done about the mean"))
     (inputs, _), target = noisify(x0[:len(sig)], sig=sig, **how)
     grid(torch.cat([inputs, target]) / 2, [f"{s:.2f}" for s in sig] * 2, 16,
@@ -370,7 +373,7 @@ def show_schedule(folder, steps, rho):
     plot(lines, f"sigma at each of {steps} steps", "step", "sigma", log_y=True).save(folder / "schedule.png")
 
 
-def said(record):
+def label(record):
     """A sampler and its settings in words, those that are the lecture's left out."""
     usual = {"eta": None, "churn": None, "rho": 7, "model": "karras", "input_scale": 0.5, "sig_data": 0.33}
     words = [record["what"], f"{record['steps']} steps"]
@@ -393,31 +396,35 @@ def exact_ends(args, denoiser):
     return generate(walk, min(64, args.samples), args.seed, args.device, amp=False)[0]
 
 
-def solver_error(ends, goal):
+def solver_error(ends, exact):
     """How far a solver's ends (N, 1, H, W) are from the exact ones: root mean square over all, and of the median image.
 
     Here and there a path comes to a fork, to a shoe or to a bag, and a small error sends it the other way. One such
     image of 64 can make up most of the mean, which then says little of the solver. The median tells what is usual.
     """
-    squares = (ends - goal).square().mean((1, 2, 3))
+    squares = (ends - exact).square().mean((1, 2, 3))
     return float(squares.mean().sqrt()), float(squares.sqrt().quantile(0.5))
 
 
-def try_sampler(args, denoiser, origin, evaluate, goal, name, steps, options):
-    """7. Sample with one sampler, score and draw the clothes -> the record of it, which is in results.json too."""
+def try_sampler(args, denoiser, origin, evaluate, find_exact, name, steps, options):
+    """7. Sample with one sampler, score and draw the clothes -> the record of it, which is in results.json too.
+
+    find_exact(): where the paths end, as exact_ends has it.
+    """
     sigs = sigmas_karras(steps, rho=args.rho)
     walk = lambda noise: sample(SAMPLERS[name], denoiser, noise, sigs, **options) / args.input_scale
     images, seconds = generate(walk, args.samples, args.seed, args.device)
     error = median = None
     if not any(options.values()):                                          # fresh noise ends elsewhere by design
-        ends = generate(walk, len(goal()), args.seed, args.device, amp=False)[0]
-        error, median = solver_error(ends, goal())
+        exact = find_exact()
+        ends, _ = generate(walk, len(exact), args.seed, args.device, amp=False)
+        error, median = solver_error(ends, exact)
     record = {"what": name, "steps": steps, "evaluations": evaluations(name, steps), "eta": options.get("eta"),
               "churn": options.get("s_churn"), "rho": args.rho, "model": args.model, "input_scale": args.input_scale,
               "sig_data": args.sig_data if args.model == "karras" else None,
               "log_sigma": args.log_sigma, "centre": args.centre, **evaluate.score(images),
               "solver_error": error, "solver_error_median": median, "sample_seconds": round(seconds, 1), **origin}
-    report(said(record), record, images, args.folder)
+    report(label(record), record, images, args.folder)
     print(f"    {record['evaluations']} evaluations of the network"
           + ("" if median is None else f", solver error {error:.4f}, of the median image {median:.4f}"))
     return record
@@ -439,7 +446,7 @@ def show_paths(folder, denoiser, rho, input_scale, device, seed):
 
 def lecture(record):
     """The lecture's figure for the same sampler, and how many times what its real images scored."""
-    found = LECTURE.get(said(record))
+    found = LECTURE.get(label(record))
     return f"{found:.2f} ({found / LECTURE_FLOOR:.1f} x)" if found else "-"
 
 
@@ -449,7 +456,7 @@ def show_comparison(folder, records):
     panels = []
     for key, title in (("solver_error_median", "solver error, median image"), ("fid", "FID"),
                        ("border", "residual noise")):
-        series = [(said(r), [r["evaluations"]], [math.nan if r[key] is None else r[key]], "points") for r in records]
+        series = [(label(r), [r["evaluations"]], [math.nan if r[key] is None else r[key]], "points") for r in records]
         if key == "fid": series.append(("real images", [min(asked), max(asked)], [records[0]["floor"]] * 2, "line"))
         panels.append(plot(series, title, "evaluations of the network", title, log_y=key.startswith("solver"),
                            size=(420, 360), names_below=True))
@@ -464,7 +471,7 @@ def learn(args, images):
     show_sigmas(args.folder, args.seed)
     evenly = stats.norm.ppf(np.linspace(0.01, 0.99, 16))                   # 16 sigmas, spread as training draws them
     sig = torch.tensor(np.exp(-1.2 + 1.2 * evenly), dtype=torch.float32, device=args.device)
-    how = {"sig_data": args.sig_data}                                      # the rest only where it is asked for
+    how = {"sig_data": args.sig_data}                                      # the rest only if asked for: it names files
     if args.log_sigma: how["log_sigma"] = True
     if args.centre: how["centre"] = round(float(x0.mean()), 4)
     show_question(args.folder, test, sig, how)
@@ -520,15 +527,15 @@ def main(argv=None):
         model, origin = cosine_ddim.network(args, images.mul_(args.input_scale), input_scale=args.input_scale)
         denoiser = lambda x, sig: denoise_epsilon(model, x, sig)
     show_schedule(args.folder, args.steps, args.rho)
-    goal = functools.cache(lambda: exact_ends(args, denoiser))             # found once, and only if it is asked for
-    records = [try_sampler(args, denoiser, origin, evaluate, goal, *trial) for trial in trials]
+    find_exact = functools.cache(lambda: exact_ends(args, denoiser))       # once, and only if there is a use for it
+    records = [try_sampler(args, denoiser, origin, evaluate, find_exact, *trial) for trial in trials]
     if args.compare:
         show_paths(args.folder, denoiser, args.rho, args.input_scale, args.device, args.seed)
         show_comparison(args.folder, records)
     print(f"The lecture's real images scored {LECTURE_FLOOR:.2f} on the scale of its figures: of the multiples compare "
           "only the order of magnitude.\nIts LMS was called with order 3 and sigma_max 20; the order of 4 is its "
           "function's default.")
-    comparison(records, said, lecture, args.folder)
+    comparison(records, label, lecture, args.folder)
 
 
 if __name__ == "__main__":

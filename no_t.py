@@ -15,15 +15,16 @@ What the small network does (seed 0, 50 steps, eta 1; results/small/no_t):
   11.0: many garments are left rough. (With eta 0 many are still under noise, 104.6; but so are lesson 1's, 70.9.)
 - The rescue as the lecture has it makes that worse, 47.3: some images end all white or all black. Early on, lesson 2's
   network cannot tell alphabar 0.001 from 0.01. Where x_t is a little too noisy it says too low an alphabar, which
-  magnifies x_0_hat, which makes x_t noisier still. Half the median, and a bound of four times the images' range (--clip
-  4, the lecture's), are too wide to stop that. (--trace: the lowest prediction falls to 0 and stays there, and x_0_hat
-  is at its bound for half of the way.)
+  magnifies x_0_hat, which makes x_t noisier still. The lecture's limits, half the median and a bound on x_0_hat of four
+  times the images' range (--clip 4), are too wide to stop that. (--trace: the lowest prediction falls to 0 and stays
+  there, and x_0_hat is at its bound for half of the way.)
 - Where alphabar is predicted well the rescue works: 12.5 if it begins at t = 0.7 (--rescue late), with more residual
-  noise, though (0.048 against 0.029). In 20 steps, of which few are that early, FID falls with the lecture's own rescue
-  too, to 19.3 from 25.7 (--curve), but some images are lost there as well: residual noise rises from 0.04 to 0.26.
+  noise at the border, though (0.048 against 0.029). In 20 steps, of which few are that early, FID falls with the
+  lecture's own rescue too, to 19.3 from 25.7 (--curve), but some images are lost there as well: residual noise rises
+  from 0.04 to 0.26.
 - A bound at the range of images (--clip 1) stops the feedback: 16.6 with the rescue, 28.5 without. But the bound
   itself costs more than the rescue gains: plain DDIM with the wide bound has 14.8.
-- All steps but the last do the work: 15.5 without the last, 29.3 with nothing but the last (both with --clip 1). At
+- The steps before the last do the work: 15.5 without the last, 29.3 with nothing but the last (both with --clip 1). At
   t = 0 lesson 2's network takes the clean image for a slightly noisy one, and something is removed from it.
 - The lecture saw KID get worse for a while on the way. In 20 steps ours falls at all but that last one.
 """
@@ -68,7 +69,7 @@ def predict(tmodel, x_t):
 
 
 def near_median(a):
-    """Predicted alphabars (N,) of one batch, each moved to within half and twice their median, as the lecture has it.
+    """Predicted alphabars (N,) of one batch, each clamped between half and twice their median, as the lecture has it.
 
     All images of a batch are equally far on their way, so an answer far from the others' is most likely a mistake.
     """
@@ -97,7 +98,7 @@ def sample(find_noise, find_abar, x, ts, eta=1.0, clip=CLIP * INPUT_SCALE, rescu
 
 # ---------------------------------------------------------------------------------------------- the lesson
 
-# The lecture's own FIDs, on a scale where its real images scored 1.9 to 2.6.
+# The lecture's own FIDs, on a scale where its real images scored 1.9 to 2.6; in brackets, over that.
 LECTURE = {"no t, 100 steps, eta 1, rescue none": "22.3 (9..12 x)",
            "no t, 100 steps, eta 1, rescue every": "3.88 (1.5..2.0 x)",
            "no t, 100 steps, eta 0.5, rescue every": "4.58 (1.8..2.4 x)",
@@ -108,7 +109,7 @@ COMPARED = [("none", 1.0, CLIP), ("none", 0.0, CLIP), ("every", 1.0, CLIP), ("ev
             ("but-last", 1.0, 1.0), ("late", 1.0, CLIP)]                   # rescue, eta, clip
 
 
-def said(record):
+def label(record):
     """A result's settings in words, the lecture's clip left out."""
     return (f"{record['what']}, {record['steps']} steps, eta {record['eta']:g}, rescue {record['rescue']}"
             + (f", clip {record['clip']:g}" if record["clip"] != CLIP else ""))
@@ -125,7 +126,7 @@ def show_losses(args, origin):
 
 
 def try_rescue(args, find_noise, find_abar, origin, evaluate, rescue, eta, clip):
-    """2 to 4. Sample, score and draw the clothes -> the record of it, which is in results.json too."""
+    """2. Sample, score and draw the clothes -> the record of it, which is in results.json too."""
     def sampler(noise):
         ts, bound = timesteps(args.steps), clip * INPUT_SCALE
         for _, x, _ in sample(find_noise, find_abar, noise, ts, eta, bound, rescue): pass
@@ -135,12 +136,12 @@ def try_rescue(args, find_noise, find_abar, origin, evaluate, rescue, eta, clip)
     record = {"what": "no t", "steps": args.steps, "evaluations": args.steps, "predictions": asked, "eta": eta,
               "rescue": rescue, "clip": clip, "batch": BATCH, **evaluate.score(images),
               "sample_seconds": round(seconds, 1), **origin}
-    report(said(record), record, images, args.folder)
+    report(label(record), record, images, args.folder)
     return record
 
 
 def show_curve(args, find_noise, find_abar, origin, evaluate):
-    """5. FID and KID of the estimated clean images at every step: the lecture saw it get worse for a while."""
+    """3. FID and KID of the estimated clean images at every step: the lecture saw it get worse for a while."""
     curves, strips = [], []
     for rescue in ("none", "every"):
         def sampler(noise):
@@ -171,7 +172,7 @@ def show_curve(args, find_noise, find_abar, origin, evaluate):
 
 
 def show_trace(args, find_noise, find_abar):
-    """6. What the lecture's debugging cell printed, for one batch."""
+    """4. What the lecture's debugging cell printed, for one batch."""
     print("alphabar by the schedule, and as lesson 2's network predicts it, before it is kept near the median:\n"
           "step      t         schedule  lowest   median  highest    x_t from      to   x_0_hat from      to")
     ts = timesteps(args.steps)
@@ -207,12 +208,12 @@ def main(argv=None):
     if args.samples and args.trace: parser.error("--samples: --trace follows one batch")
     args.eta = 1.0 if args.eta is None else args.eta
     args.steps = args.steps or (20 if args.curve or args.trace else 100)
-    trials = [("none", args.eta, CLIP), ("every", args.eta, CLIP), ("every", args.eta, 1.0)]
     if args.compare: trials = COMPARED
-    if args.rescue or args.clip: trials = [(args.rescue or "every", args.eta, args.clip or CLIP)]
+    elif args.rescue or args.clip: trials = [(args.rescue or "every", args.eta, args.clip or CLIP)]
+    else: trials = [("none", args.eta, CLIP), ("every", args.eta, CLIP), ("every", args.eta, 1.0)]
     args.clip = args.clip or CLIP
     settle(parser, args)
-    read_results(args.out_dir / "cosine_ddim")                             # damaged? better now than after an hour
+    read_results(args.out_dir / "cosine_ddim")                             # damaged? better found now
     args.data, args.input_scale = find_data(args.data, args.data_dir), INPUT_SCALE
     if not args.trace:
         evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
@@ -234,7 +235,7 @@ def main(argv=None):
 
     records = [try_rescue(args, find_noise, find_abar, origin, evaluate, *trial) for trial in trials]
     print("The lecture's figures are of 100 steps, on a scale where its real images scored 1.9 to 2.6.")
-    comparison(records, said, lambda r: LECTURE.get(said(r), "-"), args.folder)
+    comparison(records, label, lambda r: LECTURE.get(label(r), "-"), args.folder)
 
 
 if __name__ == "__main__":

@@ -1053,12 +1053,12 @@ def test_cosine_ddim_compare(tmp_path, capsys, monkeypatch):
 
 def test_the_lectures_figures_stand_beside_the_settings_that_they_were_measured_with():
     ddim = dict(what="ddim", eta=1.0, spacing="uniform", clip=None, schedule="cosine", input_scale=0.5, normalise=False)
-    assert set(cosine_ddim.LECTURE) == {cosine_ddim.said(ddim | {"steps": steps}) for steps in (100, 50)}
+    assert set(cosine_ddim.LECTURE) == {cosine_ddim.label(ddim | {"steps": steps}) for steps in (100, 50)}
     no_time = dict(what="no t", steps=100, clip=no_t.CLIP)
-    assert set(no_t.LECTURE) == {no_t.said(no_time | {"rescue": rescue, "eta": eta}) for rescue, eta in
+    assert set(no_t.LECTURE) == {no_t.label(no_time | {"rescue": rescue, "eta": eta}) for rescue, eta in
                                  (("none", 1), ("every", 1), ("every", 0.5), ("every", 0))}
     usual = dict(churn=None, rho=7.0, model="karras", input_scale=0.5, sig_data=0.33)
-    said = {karras.said(usual | {"what": name, "steps": steps, "eta": options.get("eta")})
+    said = {karras.label(usual | {"what": name, "steps": steps, "eta": options.get("eta")})
             for name, steps, options in [*karras.COMPARED, ("heun", 100, {})]}
     assert set(karras.LECTURE) == said - {"euler, 20 steps", "dpmpp 2m, 20 steps"}
     assert karras.lecture(usual | {"what": "lms", "steps": 20, "eta": None}) == "1.76 (3.5 x)"
@@ -1068,7 +1068,7 @@ def test_the_lectures_figures_stand_beside_the_settings_that_they_were_measured_
 def test_numbers_in_labels_are_short_and_rho_reaches_the_pictures(tmp_path):
     record = dict(what="lms", steps=20, eta=None, churn=None, model="karras", rho=3.0, input_scale=0.7,
                   sig_data=0.66 * 0.7)
-    assert karras.said(record) == "lms, 20 steps, rho 3, input scale 0.7, sig data 0.462"
+    assert karras.label(record) == "lms, 20 steps, rho 3, input scale 0.7, sig data 0.462"
     for show in (lambda rho: karras.show_schedule(tmp_path, 20, rho),
                  lambda rho: karras.show_paths(tmp_path, lambda x, sig: x / (1 + sig ** 2), rho, 0.5, "cpu", 0)):
         pictures = []
@@ -1377,9 +1377,9 @@ def test_pictures_of_the_readme_are_there_and_small():
 def records_of(name, seed=0, size="small"):
     """Those that a row of the README stands for, which begins with "lesson 1: ddim, .." or the like: one, or none."""
     lesson, settings = name.split(": ", 1)
-    folder, said = {"lesson 1": ("cosine_ddim", cosine_ddim.said), "lesson 3": ("no_t", no_t.said),
-                    "lesson 4": ("karras", karras.said),
-                    "lesson 1's network": ("karras", lambda r: karras.said(r).replace(", model cosine", ""))}[lesson]
+    folder, said = {"lesson 1": ("cosine_ddim", cosine_ddim.label), "lesson 3": ("no_t", no_t.label),
+                    "lesson 4": ("karras", karras.label),
+                    "lesson 1's network": ("karras", lambda r: karras.label(r).replace(", model cosine", ""))}[lesson]
     found = [r for r in kept(folder, size) if "fid" in r and (r["seed"], r["samples"]) == (seed, 2048)
              and said(r) == settings and (r.get("model") == "cosine") == ("network" in lesson)]
     assert len(found) < 2, name
@@ -1438,7 +1438,7 @@ def test_the_readme_has_the_lectures_size():
         assert figures == [cell for r in (full, halved) for cell in
                            (f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}")], name
         assert reals == [f"{full['floor']:.2f}", "1.0", "", f"{halved['floor']:.2f}", "1.0", ""]
-    few, many = (r for r in kept("karras", "lecture") if karras.said(r) == "heun, 20 steps")
+    few, many = (r for r in kept("karras", "lecture") if karras.label(r) == "heun, 20 steps")
     assert (few["samples"], many["samples"]) == (2048, 10_000) and said_in_the_readme(
         "Heun in 20 steps scores {:.2f} with 2048 images and {:.2f} with 10,000, which is {:.1f} and {:.1f} floors; "
         "FID less the floor is {:.2f} and {:.2f}".format(
@@ -1464,7 +1464,7 @@ def test_the_readme_has_three_seeds():
 
 
 def test_the_readme_has_the_same_samplers_on_two_machines():
-    here, there = ({karras.said(r): r for r in kept(folder) if r["seed"] == 0 and r["samples"] == 2048}
+    here, there = ({karras.label(r): r for r in kept(folder) if r["seed"] == 0 and r["samples"] == 2048}
                    for folder in ("karras", "karras-float32"))
     rows = table("AMD in bfloat16, Intel in float32")
     assert len(rows) >= 7

@@ -36,7 +36,8 @@ def timestep_embedding(t, dim, max_period=10_000):
     """Sinusoids of the time t at dim/2 frequencies from 1 down toward 1/max_period (Vaswani et al. 2017, section 3.5).
 
     t: (N,) floats -> (N, dim): cosines first, then sines. A network reads a number more easily as a pattern of waves.
-    (They were made for t up to 1000. The lecture passes 0 to 1 to them, where the fastest turns by one radian only.)
+    (They were made for t up to 1000. Lessons 1 to 3 pass 0 to 1, where the fastest turns by one radian only; lesson 4
+    passes sigma.)
     """
     half = dim // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)
@@ -246,16 +247,16 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
 
     noisify(x0) -> (inputs, target), or noisify(x0, labels) where labels are given; inputs is a tuple: model(*inputs).
     images: (N, 1, H, W); batches of batch_size, the incomplete last one of an epoch left out. amp: see reduced.
-    path: where the finished network is kept and found again; until it is complete it is beside it, as .part, or
-    .retrain with retrain=True. settings: what the network is, a dictionary of plain values.
+    path: where the finished network is kept and found again; an unfinished one is beside it, as .part (.retrain with
+    retrain=True). settings: what a checkpoint must agree in to be used, a dictionary of plain values.
     -> {"losses": (steps,), "seconds": of training and compiling, "first_step": seconds that the first step took, which
     compiles on a GPU, "device": its name}; the model is left in evaluation mode. Raises Problem where a checkpoint is
     damaged or belongs to other settings, and where the loss is not finite.
     """
     device, path = next(model.parameters()).device, path and Path(path)
-    slow = amp and device.type == "cpu" and has_matrix_units("cpu")        # bfloat16 group norm with channels last
+    slow = amp and device.type == "cpu" and has_matrix_units("cpu")        # bfloat16 group norm in channels last
     model.to(memory_format=torch.contiguous_format if slow else torch.channels_last)
-    settings = json.loads(json.dumps(settings or {}))                      # as it will come back: tuples become lists
+    settings = json.loads(json.dumps(settings or {}))                      # plain values only: tuples become lists
     if path and path.exists() and not retrain:
         state = load_checkpoint(path, settings, needs=("model", "losses", "seconds", "device"))
         restore(model.eval(), state["model"], path)
@@ -274,7 +275,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
         print(f"continuing at step {step} of {total}, from {part}")
     losses, first_here, started = losses.to(device), step, time.time()
 
-    def finite():
+    def check_losses():
         bad = (~losses[:step].isfinite()).nonzero()
         if len(bad):
             raise Problem(f"the loss was {losses[bad[0, 0]]} at step {int(bad[0, 0]) + 1} of {total}: "
@@ -289,7 +290,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             epoch, i = divmod(step, per_epoch)
             if i == 0 or step == first_here:
                 order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(images))).to(device)
-                first, since = step, time.time()                           # of this epoch: the first has to compile
+                first, since = step, time.time()                           # speed is by epoch: the first compiles
             torch.manual_seed(step_seed(seed, step))
             pick = order[i * batch_size:(i + 1) * batch_size]
             inputs, target = noisify(images[pick]) if labels is None else noisify(images[pick], labels[pick])
@@ -303,17 +304,17 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             losses[step] = value.detach()
             step += 1
             if step == 1:
-                finite()                                                   # which waits for a GPU
+                check_losses()                                             # waits for a GPU, so the time is real
                 first_step = time.time() - started
             now = time.time()
-            if now - shown > 1 or i + 1 == per_epoch:                      # seldom: reading it waits for a GPU
-                finite()
+            if now - shown > 1 or i + 1 == per_epoch:                      # seldom, as it waits for a GPU
+                check_losses()
                 shown = now = time.time()
                 rate = (step - first) * batch_size / (now - since)
                 line(f"epoch {epoch + 1}/{epochs}  step {step}/{total}  loss {losses[step - i - 1:step].mean():.4f}  "
                      f"{rate:.0f} images/s  {(total - step) * batch_size / rate:.0f} s left", end=i + 1 == per_epoch)
             if part and now - kept > SAVE_EVERY:
-                finite()
+                check_losses()
                 save_atomically({"settings": settings, "step": step, "losses": losses.cpu(),
                                  "seconds": before + now - started, "first_step": first_step,
                                  "model": model.state_dict(), "optimizer": optim.state_dict(),
@@ -453,14 +454,14 @@ def generate(sampler, n, seed, device, batch=None, amp=True):
     the same standard normal numbers. What a sampler draws on the way is from torch's own generator, seeded here too.
     """
     batch = batch or (256 if device.type == "cpu" else 1024)
-    torch.manual_seed(step_seed(seed, 1))
+    torch.manual_seed(step_seed(seed, 1))                                  # not seed, which the first noise has
     generator, line, out, started = torch.Generator().manual_seed(seed), Progress(), None, time.time()
     for start in range(0, n, batch):
         noise = torch.randn(min(batch, n - start), 1, 32, 32, generator=generator)
         with reduced(device) if amp else contextlib.nullcontext():
             images = sampler(noise.to(device))
         if out is None: out = torch.empty(n, *images.shape[1:])
-        out[start:start + len(noise)] = images                             # and never all of them twice
+        out[start:start + len(noise)] = images                             # in place: never two copies
         line(f"sampled {start + len(noise)} of {n}")
     line("")
     return out, time.time() - started
@@ -567,7 +568,7 @@ def settle(parser, args):
     args.out_dir = Path(args.out_dir)
     args.folder = args.out_dir / args.lesson
     writable(args.folder)
-    read_results(args.folder)                                              # better now than after an hour
+    read_results(args.folder)                                              # damaged? better found now
 
 
 def writable(folder):
@@ -607,9 +608,9 @@ def pick_device(name):
 
 
 def device_name(device):
-    """As results name it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else \
-        f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    """The device's name in results."""
+    if device.type == "cuda": return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
 def precision(device):

@@ -1463,16 +1463,19 @@ def test_the_readme_has_three_seeds():
         assert figures == [f"{records_of(name, seed)[0]['fid']:.1f}" for seed in (0, 1, 2)], name
 
 
-def test_the_readme_has_the_same_samplers_on_two_machines():
-    here, there = ({karras.label(r): r for r in kept(folder) if r["seed"] == 0 and r["samples"] == 2048}
-                   for folder in ("karras", "karras-float32"))
-    rows = table("AMD in bfloat16, Intel in float32")
+def test_the_readme_has_the_same_samplers_on_three_machines():
+    _, float32, amx = machines = [
+        {karras.label(r): r for r in kept(folder) if r["seed"] == 0 and r["samples"] == 2048}
+        for folder in ("karras", "karras-float32", "karras-amx")]
+    rows = table("one recipe, three machines")
     assert len(rows) >= 7
     for name, *figures in rows:
-        a, b = here[name], there[name]
-        assert (a["precision"], b["precision"]) == ("bfloat16", "float32")
-        assert figures == [f"{a['fid']:.1f}", f"{b['fid']:.1f}"] + [
-            f"{b[key]:.4f}" if b.get(key) else "-" for key in ("solver_error", "solver_error_median")], name
+        assert [machine[name]["precision"] for machine in machines] == ["bfloat16", "float32", "bfloat16"]
+        errors = [machine[name]["solver_error_median"] for machine in (float32, amx)]
+        assert figures == [f"{machine[name]['fid']:.1f}" for machine in machines] + [
+            "fresh noise" if error is None else f"{error:.4f}" for error in errors], name
+    assert said_in_the_readme("50 steps of Heun are off by {:.4f} in the mean, and 20 steps by {:.4f}".format(
+        *(float32[f"heun, {steps} steps"]["solver_error"] for steps in (50, 20))))
 
 
 def test_the_readme_has_lesson_2s_errors():

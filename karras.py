@@ -328,7 +328,7 @@ def show_question(folder, x0, sig, how):
     """3. What goes in and what should come out, from little noise to much."""
     (inputs, _), target = noisify(x0, **how)
     print(f"a batch of {len(x0)} inputs: mean {inputs.mean():.3f}, sd {inputs.std():.3f}; their targets: mean "
-          f"{target.mean():.3f}, sd {target.std():.3f}: both near 1 if sig_data is right, and "
+          f"{target.mean():.3f}, sd {target.std():.3f} (near 1 if sig_data is right); "
           + ("the images' mean was taken off" if "centre" in how else "nothing was done about the mean"))
     (inputs, _), target = noisify(x0[:len(sig)], sig=sig, **how)
     grid(torch.cat([inputs, target]) / 2, [f"{s:.2f}" for s in sig] * 2, 16,
@@ -386,7 +386,8 @@ def label(record):
 def exact_ends(args, denoiser):
     """Where 64 paths end, nearly exactly -> (64, 1, 32, 32), or fewer with --samples.
 
-    LMS goes down to the smallest sigma in many steps, and from there straight to 0, as all samplers but LMS itself do.
+    Many steps of LMS lead down to the smallest sigma, as they come nearer than as many of Heun for half of the
+    evaluations; and from there it goes straight to 0, as with all samplers but LMS itself.
     """
     sigs = sigmas_karras(GOAL_STEPS)
 

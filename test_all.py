@@ -1482,6 +1482,12 @@ def test_the_readme_has_lesson_2s_errors():
     assert table("mean error of alphabar") == [
         [f"asked for {r['what']}", *(f"{mean:.4f}" for mean, _ in r["errors"]), f"{r['mae']:.4f}"]
         for r in kept("noise_pred")]
+    (logit, _), (large,) = kept("noise_pred"), kept("noise_pred", "lecture")
+    assert said_in_the_readme(f"{logit['test_loss']:.3f} on test images (the lecture 0.075), and with the lecture's 20 "
+                              f"passes {large['test_loss']:.3f}")
+    off = {level: squared for level, (_, squared) in zip(logit["levels"], logit["errors"])}
+    assert said_in_the_readme(f"at alphabar 0.001 the logit is off by {off[0.001]:.1f} (root mean square), "
+                              f"at 0.5 by {off[0.5]:.2f}")
 
 
 def test_the_readme_has_the_dials():

@@ -27,6 +27,12 @@ What the small network does (seed 0, 50 steps, eta 1; results/small/no_t):
 - The steps before the last do the work: 15.5 without the last, 29.3 with nothing but the last (both with --clip 1). At
   t = 0 lesson 2's network takes the clean image for a slightly noisy one, and something is removed from it.
 - The lecture saw KID get worse for a while on the way. In 20 steps ours falls at all but that last one.
+
+What a network of the lecture's size does (25 passes on an H200, seed 0, 100 steps; results/lecture/no_t):
+- The losses again are as close as the lecture's: 0.0333 without t, 0.0327 with it.
+- The lecture's rescue works. With eta 0, 29.69 becomes 6.31: before it, some images are still under noise, as in the
+  lecture. With eta 1, 4.49 becomes 3.56, though 8 of 2048 images end all white; in 50 steps, 3.66, none does. So plain
+  DDIM does not fail here if noise is replaced on the way. A network that is told t has 2.59 in 100 steps.
 """
 import argparse
 

@@ -15,7 +15,8 @@ only: from alphabar 0.2 to 0.8 both targets do alike, but at 0.999 asking for al
 asking for the logit by 0.0004. A squared error of alphabar hardly notices what happens there; one of the logit does.
 
 What a network of the lecture's size does (20 passes on an H200, seed 0; results/lecture/noise_pred): 0.093 on test
-images. Its guesses are off by 0.018 on average, and at alphabar 0.5 by 0.0187, a tenth more than the best unbiased one.
+images. Its guesses are off by 0.018 on average, and at alphabar 0.5 by 0.0190, an eighth more than the best
+unbiased one.
 
 The notebook's loss on test images jumps about on the way. Batch norm is a likely reason: in evaluation it uses running
 averages, which lag behind weights that change fast.

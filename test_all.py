@@ -1391,14 +1391,13 @@ def shown(record, digits):
     return f"{record['fid']:.{digits}f} ({record['fid'] / record['floor']:.1f})"
 
 
-@pytest.mark.parametrize("lesson, sizes",
-                         [("lesson 1", 2), ("lesson 1's network", 2), ("lesson 3", 1), ("lesson 4", 2)])
-def test_every_score_of_the_lessons_is_in_a_results_file(lesson, sizes):
+@pytest.mark.parametrize("lesson", ["lesson 1", "lesson 1's network", "lesson 4"])
+def test_every_score_of_the_lessons_is_in_a_results_file(lesson):
     rows = table(f"{lesson} | evaluations")
     assert len(rows) >= 4
     for name, evaluations, *figures in rows:
         expected = []
-        for size, digits in (("small", 1), ("lecture", 2))[:sizes]:
+        for size, digits in (("small", 1), ("lecture", 2)):
             found = records_of(f"{lesson}: {name}", size=size)
             expected.append(shown(found[0], digits) if found else "-")
             if lesson != "lesson 4": expected.append(f"{found[0]['border']:.3f}" if found else "-")
@@ -1414,11 +1413,42 @@ def test_every_score_of_the_lessons_is_in_a_results_file(lesson, sizes):
         assert figures[:len(expected)] == expected and set(expected) != {"-"}, name
 
 
+def test_every_score_of_lesson_3_is_in_a_results_file():
+    rows = table("lesson 3 |")
+    assert len(rows) >= 10
+    for name, *figures, _ in rows:
+        expected = []
+        for size, steps, digits in (("small", 50, 1), ("lecture", 100, 2)):
+            found = records_of(f"lesson 3: no t, {steps} steps, {name}", size=size)
+            expected += [shown(found[0], digits), f"{found[0]['border']:.3f}"] if found else ["-", "-"]
+        assert figures == expected, name
+    fifty, with_t = (records_of(name, size="lecture")[0]["fid"] for name in
+                     ("lesson 3: no t, 50 steps, eta 1, rescue every", "lesson 1: ddim, 100 steps, eta 1"))
+    assert said_in_the_readme(f"the score is {fifty:.2f}. Lesson 1's network, which is told t, has {with_t:.2f}.")
+    first, second = re.findall(r"KID ([\d.]+)", (HERE / "results/lecture/no_t/curve-none.txt").read_text())[:2]
+    assert said_in_the_readme(f"from {float(first):.2f} to {float(second):.2f}")
+
+
+def test_the_readme_has_the_better_large_network():
+    records = {karras.label(r).replace(", sig data 0.66", ""): r for r in kept("karras-sig-data-0.66", "lecture")}
+    rows = table("the large network, `--sig-data 0.66 --lr 4e-3`")
+    assert len(rows) == len(records) >= 7
+    for name, *figures in rows:
+        r, usual = records[name], records_of(f"lesson 4: {name}", size="lecture")
+        assert (r["sig_data"], r["lr"], r["device"]) == (0.66, 0.004, "NVIDIA H200")
+        error = r["solver_error_median"]
+        assert figures == [str(r["evaluations"]), shown(r, 2), f"{r['kid']:.4f}",
+                           "fresh noise" if error is None else f"{error:.4f}",
+                           f"{usual[0]['fid']:.2f}" if usual else "-"], name
+    assert all(r["lr"] == 0.01 and round(r["loss"], 2) == 0.79 for r in kept("karras-collapsed", "lecture"))
+
+
 def test_the_overview_has_the_lessons_scores():
     rows = table("| small: FID")
     assert len(rows) >= 10
     for name, *figures, _ in rows:
-        found = records_of(name), records_of(name, size="lecture")
+        small, large = (name.replace("50 or 100", steps) for steps in ("50", "100"))
+        found = records_of(small), records_of(large, size="lecture")
         assert figures == [shown(r[0], digits) if r else "-" for r, digits in zip(found, (1, 2))], name
 
 
@@ -1431,7 +1461,7 @@ def test_the_readme_has_the_lectures_size():
     assert half["network"] == full["network"] and abs(half["fid"] - full["fid"]) < full["floor_sd"]
     assert said_in_the_readme(f"score {half['fid']:.2f} by LMS in 20 steps, where the H200 has {full['fid']:.2f}")
     (_, *reals), *rows = table("the classifier sees images in")
-    assert len(rows) == 3
+    assert len(rows) == 5
     for name, *figures in rows:
         full, halved = (next(r for r in kept("half-range", "lecture") if (r["range"], r["samples"]) == (scale, 2048)
                              and r["what"] == name.removeprefix("lesson 4: ")) for scale in (1.0, 0.5))
@@ -1522,7 +1552,7 @@ def test_the_readme_has_why_cosine_is_ahead():
 @pytest.mark.parametrize("lesson, folders, else_where", [
     (cosine_ddim, ["cosine_ddim", "dials"], {"0.033"}),
     (no_t, ["no_t", "cosine_ddim"], {"0.7", "0.001", "0.01"}),
-    (karras, ["karras", "karras-float32", "cosine_ddim", "half-range"], {"0.5", "3.5"}),
+    (karras, ["karras", "karras-float32", "cosine_ddim", "half-range", "karras-sig-data-0.66"], {"0.5", "3.5"}),
     (noise_pred, ["noise_pred"], set()), (fid, ["fid"], {"0.03", "0.1"})])
 def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesson, folders, else_where):
     """But for what else_where holds: the lecture's own figures, and settings of which no record speaks."""

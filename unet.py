@@ -66,11 +66,11 @@ class ResnetBlock(nn.Module):
 def attend(q, k, v):
     """softmax(q k' / sqrt(d)) v for (.., pixels, d) each (Vaswani et al. 2017, eq. 1), by torch's fused kernels."""
     if q.device.type != "cpu": return F.scaled_dot_product_attention(q, k, v)
-    # On a CPU they are slow to differentiate in bfloat16, and with heads of 8 channels slower than of 16: so float32,
-    # and zeros appended, which change no product.
-    d = q.shape[-1]
+    # On a CPU they are slow to differentiate in bfloat16, so float32. And among many pixels, heads of 8 channels are
+    # slower than of 16, so zeros are appended, which change no product.
+    pixels, d = q.shape[-2:]
     with torch.autocast("cpu", enabled=False):
-        q, k, v = (F.pad(a.float(), (0, -d % 16)) for a in (q, k, v))
+        q, k, v = (F.pad(a.float(), (0, -d % 16 if pixels > 64 else 0)) for a in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, scale=d ** -0.5)[..., :d]
 
 

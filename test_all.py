@@ -1424,7 +1424,12 @@ def test_every_score_of_lesson_3_is_in_a_results_file():
         assert figures == expected, name
     fifty, with_t = (records_of(name, size="lecture")[0]["fid"] for name in
                      ("lesson 3: no t, 50 steps, eta 1, rescue every", "lesson 1: ddim, 100 steps, eta 1"))
-    assert said_in_the_readme(f"the score is {fifty:.2f}. Lesson 1's network, which is told t, has {with_t:.2f}.")
+    assert said_in_the_readme(f"In 50 steps with eta 1 none is, and the score is {fifty:.2f}.")
+    assert said_in_the_readme(f"Lesson 1's network, which is told t, has {with_t:.2f}.")
+    for level, error in zip((0.001, 0.01), ("0.012", "0.013")):            # as far off as the small run's
+        small, large = (dict(zip(r["levels"], r["errors"]))[level][0] for r in
+                        (kept("noise_pred")[0], *kept("noise_pred", "lecture")))
+        assert f"{large:.3f}" == error and abs(small - large) < 0.001
     usual, silenced = (r["fid"] for r in kept("no_t-silenced", "lecture"))
     assert said_in_the_readme(f"1024 images score {silenced:.2f} instead of {usual:.2f}")
     first, second = re.findall(r"KID ([\d.]+)", (HERE / "results/lecture/no_t/curve-none.txt").read_text())[:2]
@@ -1481,7 +1486,8 @@ def test_the_readme_has_the_lectures_size():
         [f"{r['ms_per_step']:.1f}", f"{r['images_per_s']:,.0f}"] for r in steps)
     _, trained, sampled, *_ = table("| two cores of an Intel Xeon")
     for row, key in (trained, "train_seconds"), (sampled, "sample_seconds"):
-        assert row[1] == "; ".join(f"{r[key]:.0f} s" for r in kept("first-command")), key
+        *intel, amd = (f"{r[key]:.0f} s" for r in kept("first-command"))
+        assert row[1:3] == ["; ".join(intel), amd], key
     cells = lambda r: [f"{r['images_per_s']:.1f}", f"{r['ratio']:.2f}" + (
         f" ({r['ratio_low']:.2f}, {r['ratio_high']:.2f})" if r["ratio_high"] > 1 else "")]
     records = kept("speed-cpu", "lecture")

@@ -225,9 +225,9 @@ def reduced(device):
 def compiled(model, device):
     """The model as a faster callable on a CUDA GPU with a compiler at hand, else the model itself.
 
-    Many operations become few kernels (programs of the GPU), and CUDA graphs ("reduce-overhead") start all of them at
-    once: without them a step is over long before the processor has started the next. On two CPU cores compiling cost 40
-    to 100 s and gained nothing.
+    Many operations become few kernels (programs of the GPU), and CUDA graphs ("reduce-overhead") start all of them
+    at once: without them the GPU waits for the processor half of the time. On two CPU cores compiling cost 40 to 100 s
+    and gained nothing.
     """
     if device.type != "cuda" or not any(map(shutil.which, ("cc", "gcc", "clang"))): return model
     torch._dynamo.config.suppress_errors = True                # what cannot be compiled after all runs as it is
@@ -251,9 +251,9 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     images: (N, 1, H, W); batches of batch_size, the incomplete last one of an epoch left out. amp: see reduced.
     path: where the finished network is kept and found again; an unfinished one is beside it, as .part (.retrain with
     retrain=True). settings: what a checkpoint must agree in to be used, a dictionary of plain values.
-    -> {"losses": (steps,), "seconds": of training and compiling, "first_step": seconds that the first step took, which
-    compiles on a GPU, "device": its name}; the model is left in evaluation mode. Raises Problem where a checkpoint is
-    damaged or belongs to other settings, and where the loss is not finite.
+    -> {"losses": (steps,), "seconds": of training and compiling, "first_step": of the first step, where what compiles
+    does so, "device": its name}; the model is left in evaluation mode. Raises Problem where a checkpoint is damaged or
+    belongs to other settings, and where the loss is not finite.
     """
     device, path = next(model.parameters()).device, path and Path(path)
     slow = amp and device.type == "cpu" and has_matrix_units("cpu")        # bfloat16 group norm in channels last

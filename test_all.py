@@ -96,6 +96,14 @@ def test_timestep_embedding():
     assert torch.allclose(emb[1], torch.tensor(expected), atol=1e-6)
 
 
+@pytest.mark.parametrize("pixels, channels", [(16, 8), (64, 8), (256, 8), (256, 32)])
+def test_attend_is_softmax_attention(pixels, channels):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, pixels, channels)
+    expected = (q @ k.transpose(-1, -2) / math.sqrt(channels)).softmax(-1) @ v
+    assert torch.allclose(unet.attend(q, k, v), expected, atol=1e-5)
+
+
 class Line(torch.nn.Module):
     """The smallest network: one weight."""
     def __init__(self):
@@ -113,6 +121,14 @@ def test_fit_learns_and_labels_reach_noisify():
                       batch_size=16, lr=0.2, amp=False)
     assert abs(model.w.item() - 3) < 0.01 and record["losses"][-1] < record["losses"][0] / 1000
     assert len(record["losses"]) == 200
+
+
+def test_only_what_is_trained_in_mixed_precision_is_compiled(monkeypatch):
+    asked = []
+    monkeypatch.setattr(unet, "compiled", lambda model, device: asked.append(device.type) or model)
+    for amp in (False, True):
+        unet.fit(Line(), noisy, torch.randn(16, 1, 4, 4), epochs=1, batch_size=8, lr=0.1, amp=amp)
+        assert asked == ["cpu"] * amp
 
 
 def noisy(x):
@@ -1380,7 +1396,8 @@ def records_of(name, seed=0, size="small"):
     folder, said = {"lesson 1": ("cosine_ddim", cosine_ddim.label), "lesson 3": ("no_t", no_t.label),
                     "lesson 4": ("karras", karras.label),
                     "lesson 1's network": ("karras", lambda r: karras.label(r).replace(", model cosine", ""))}[lesson]
-    found = [r for r in kept(folder, size) if "fid" in r and (r["seed"], r["samples"]) == (seed, 2048)
+    more = kept("karras-sig-data-0.66", size) if (lesson, size) == ("lesson 4", "lecture") else []
+    found = [r for r in kept(folder, size) + more if "fid" in r and (r["seed"], r["samples"]) == (seed, 2048)
              and said(r) == settings and (r.get("model") == "cosine") == ("network" in lesson)]
     assert len(found) < 2, name
     return found

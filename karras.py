@@ -21,8 +21,8 @@ What a network of the lecture's size does (25 passes on an H200, seed 0; results
 - Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse.
 - With --sig-data 0.66 --lr 4e-3 LMS scores 3.33 and DPM++ 3.14 in 20 steps, 100 ancestral steps with eta 1 score 2.31
   (results/lecture/karras-sig-data-0.66). At the lecture's peak rate, 1e-2, that training collapsed.
-- By 50 ancestral steps lesson 1's network scores 3.55, ours by the lecture's recipe 5.09, and LMS 5.10. But where the
-  classifier sees images in -0.5..0.5, as in the lecture, LMS scores 1.35 and those of lesson 1's network 2.34.
+- By the lecture's recipe this network scores 5.09 in 50 ancestral steps, lesson 1's 3.55. Where the classifier sees
+  images in -0.5..0.5, as in the lecture, the order turns: LMS 1.35, those steps of lesson 1's network 2.34.
 
 There is no alphabar here and no t: noise is measured by its standard deviation sigma alone, a noised image is
 x = y + sigma * noise, and sigma runs from 80 (nothing left to see) to 0. The lecture says that sigma "is the same thing

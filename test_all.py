@@ -1442,9 +1442,8 @@ def test_every_score_of_lesson_3_is_in_a_results_file():
     fifty, with_t = (records_of(name, size="lecture")[0]["fid"] for name in
                      ("lesson 3: no t, 50 steps, eta 1, rescue every", "lesson 1: ddim, 100 steps, eta 1"))
     assert said_in_the_readme(f"In 50 steps with eta 1 none is, and the score is {fifty:.2f}.")
-        plain, = records_of("lesson 3: no t, 100 steps, eta 1, rescue none", size="lecture")
+    (plain,) = records_of("lesson 3: no t, 100 steps, eta 1, rescue none", size="lecture")
     assert said_in_the_readme(f"large {plain['fid']:.2f}, with t {with_t:.2f}.")
-
     for level, error in zip((0.001, 0.01), ("0.012", "0.013")):            # as far off as the small run's
         small, large = (dict(zip(r["levels"], r["errors"]))[level][0] for r in
                         (kept("noise_pred")[0], *kept("noise_pred", "lecture")))

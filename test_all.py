@@ -1486,13 +1486,17 @@ def test_the_readme_has_the_lectures_size():
     assert half["network"] == full["network"] and abs(half["fid"] - full["fid"]) < full["floor_sd"]
     assert said_in_the_readme(f"score {half['fid']:.2f} by LMS in 20 steps, where the H200 has {full['fid']:.2f}")
     (_, *reals), *rows = table("the classifier sees images in")
-    assert len(rows) == 5
+    assert len(rows) == 6
     for name, *figures in rows:
         full, halved = (next(r for r in kept("half-range", "lecture") if (r["range"], r["samples"]) == (scale, 2048)
                              and r["what"] == name.removeprefix("lesson 4: ")) for scale in (1.0, 0.5))
         assert figures == [cell for r in (full, halved) for cell in
                            (f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}")], name
         assert reals == [f"{full['floor']:.2f}", "1.0", "", f"{halved['floor']:.2f}", "1.0", ""]
+    dpmpp = next(r for r in kept("half-range", "lecture") if r["range"] == 0.5 and r["what"].startswith("dpmpp"))
+    assert said_in_the_readme("DPM++ has {:.1f} in 20 evaluations ({:.1f} in float32), and the lecture's best, Heun, "
+                              "{:.1f}".format(dpmpp["fid"] / dpmpp["floor"], dpmpp["fid_float32"] / dpmpp["floor_float32"],
+                                              karras.LECTURE["heun, 50 steps"] / karras.LECTURE_FLOOR))
     few, many = (r for r in kept("karras", "lecture") if karras.label(r) == "heun, 20 steps")
     assert (few["samples"], many["samples"]) == (2048, 10_000) and said_in_the_readme(
         "Heun in 20 steps scores {:.2f} with 2048 images and {:.2f} with 10,000, which is {:.1f} and {:.1f} floors; "

@@ -1494,9 +1494,9 @@ def test_the_readme_has_the_lectures_size():
                            (f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}")], name
         assert reals == [f"{full['floor']:.2f}", "1.0", "", f"{halved['floor']:.2f}", "1.0", ""]
     dpmpp = next(r for r in kept("half-range", "lecture") if r["range"] == 0.5 and r["what"].startswith("dpmpp"))
-    assert said_in_the_readme("DPM++ has {:.1f} in 20 evaluations ({:.1f} in float32), and the lecture's best, Heun, "
-                              "{:.1f}".format(dpmpp["fid"] / dpmpp["floor"], dpmpp["fid_float32"] / dpmpp["floor_float32"],
-                                              karras.LECTURE["heun, 50 steps"] / karras.LECTURE_FLOOR))
+    ours, rounded = dpmpp["fid"] / dpmpp["floor"], dpmpp["fid_float32"] / dpmpp["floor_float32"]
+    assert said_in_the_readme(f"DPM++ has {ours:.1f} in 20 evaluations ({rounded:.1f} in float32), and the lecture's "
+                              f"best, Heun, {karras.LECTURE['heun, 50 steps'] / karras.LECTURE_FLOOR:.1f} in 99")
     few, many = (r for r in kept("karras", "lecture") if karras.label(r) == "heun, 20 steps")
     assert (few["samples"], many["samples"]) == (2048, 10_000) and said_in_the_readme(
         "Heun in 20 steps scores {:.2f} with 2048 images and {:.2f} with 10,000, which is {:.1f} and {:.1f} floors; "

@@ -1486,7 +1486,7 @@ def test_the_readme_has_the_lectures_size():
     assert half["network"] == full["network"] and abs(half["fid"] - full["fid"]) < full["floor_sd"]
     assert said_in_the_readme(f"score {half['fid']:.2f} by LMS in 20 steps, where the H200 has {full['fid']:.2f}")
     (_, *reals), *rows = table("the classifier sees images in")
-    assert len(rows) == 6
+    assert len(rows) == 7
     for name, *figures in rows:
         full, halved = (next(r for r in kept("half-range", "lecture") if (r["range"], r["samples"]) == (scale, 2048)
                              and r["what"] == name.removeprefix("lesson 4: ")) for scale in (1.0, 0.5))

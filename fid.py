@@ -367,13 +367,12 @@ def report(label, record, images, folder):
 def comparison(records, label, lecture, folder):
     """A script's last words: its results as a table, beside lecture(record), the lecture's figure or "-"; where the
     pictures are; and the last result once more. label(record) puts its settings in words."""
-    rows = [("", "evaluations", "FID", "x floor", "lecture", "KID", "residual noise", "solver error (median)")]
+    rows = [("", "evaluations", "FID", "x floor", "lecture", "KID", "residual noise", "solver error")]
     for r in records:
         rows.append((label(r), str(r["evaluations"]), f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", lecture(r),
                      f"{r['kid']:.4f}", f"{r['border']:.4f}",
-                     "-" if r.get("solver_error") is None else
-                     f"{r['solver_error']:.4f} ({r['solver_error_median']:.4f})"))
-    if not any("solver_error" in r for r in records): rows = [row[:-1] for row in rows]
+                     "-" if r.get("solver_error_median") is None else f"{r['solver_error_median']:.4f}"))
+    if not any("solver_error_median" in r for r in records): rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) + 2 for column in zip(*rows)]
     for name, *cells in rows: print(name.ljust(widths[0]) + "".join(map(str.rjust, cells, widths[1:])))
     print(f"Floor: {records[0]['samples']} real images score {records[0]['floor']:.2f} +- {records[0]['floor_sd']:.2f}"

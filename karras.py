@@ -7,8 +7,8 @@
 What the lecture found: ask the network a question that is equally hard at every noise level, feed it inputs of unit
 variance, and walk from noise to picture in steps that shrink toward the end. Then a sampler of three lines scores a FID
 of 1.98 in 100 evaluations, and one that remembers its last slopes (LMS) 1.76 in 20. Real images score 0.50 on that
-scale. The cosine schedule's 3.2, which the lecture compares with, is on another, where they score 1.9 to 2.6: neither
-the figures nor their multiples of what real images score can be compared closely.
+scale. The cosine schedule's 3.2, which the lecture compares with, is on another, where they score 1.9 to 2.6. So 1.98
+and 3.2 cannot be compared, and their ratios to what real images score only roughly.
 
 What the small network does (two passes, seed 0, real images score 1.12; results/small/karras):
 - FID hardly sees the solver. Without fresh noise all score 19.7 (LMS) to 20.9, though the median image is off by 0.002
@@ -21,8 +21,9 @@ What a network of the lecture's size does (25 passes on an H200, seed 0; results
 - Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse.
 - With --sig-data 0.66 --lr 4e-3 LMS scores 3.33 and DPM++ 3.14 in 20 steps, 100 ancestral steps with eta 1 score 2.31
   (results/lecture/karras-sig-data-0.66). At the lecture's peak rate, 1e-2, that training collapsed.
-- By the lecture's recipe this network scores 5.09 in 50 ancestral steps, lesson 1's 3.55. Where the classifier sees
-  images in -0.5..0.5, as in the lecture, the order turns: LMS 1.35, those steps of lesson 1's network 2.34.
+- LMS with the lecture's recipe scores 5.10, lesson 1's network in 50 ancestral steps 3.55. Where the classifier sees
+  images in -0.5..0.5, as in the lecture, they score 1.35 and 2.34. Part of this reversal may be the sampler's: in the
+  same 50 steps the recipe's network scores 5.09 on the first scale, and was not scored on the second.
 
 There is no alphabar here and no t: noise is measured by its standard deviation sigma alone, a noised image is
 x = y + sigma * noise, and sigma runs from 80 (nothing left to see) to 0. The lecture says that sigma "is the same thing
@@ -47,7 +48,10 @@ RECIPE = {"lecture": dict(epochs=25, batch_size=512, lr=1e-2),
 
 # ---------------------------------------------------------------------------------------------- sigmas to train on
 
-def draw_sigmas(n, device="cpu", mean=-1.2, sd=1.2):
+P_MEAN, P_STD = -1.2, 1.2                                                  # of ln sigma, by their names in the paper
+
+
+def draw_sigmas(n, device="cpu", mean=P_MEAN, sd=P_STD):
     """(n,) noise levels to train on, with ln sigma normally distributed (table 1, "noise distribution").
 
     With next to no noise there is little to learn, and with next to no picture only what the mean picture looks like.
@@ -106,20 +110,6 @@ def denoise(model, x, sig, sig_data=0.33, log_sigma=False, centre=0.0):
     c_skip, c_out, c_in = scalings(sig, sig_data)
     x = x - centre
     return c_skip * x + c_out * model(c_in * x, told).float() + centre
-
-
-def denoise_epsilon(model, x, sig):
-    """denoise for a network that finds the noise in x_t at time t, such as lesson 1's. sig: a number.
-
-    Karras et al. 2022, table 1, columns "VP" and "iDDPM + DDIM": older models fit the frame with c_skip 1, c_out -sig,
-    c_in 1 / sqrt(sig^2 + 1) and, as what the network is told of the noise, the time whose alphabar is c_in^2. For x is
-    x_t / sqrt(abar), which has sig^2 = (1 - abar) / abar. So any sampler here takes them, without new training. But
-    c_out -sig magnifies the network's errors where noise is high. With our small network LMS and Heun leave noise in
-    the pictures, and the ancestral sampler ends clean: cosine_ddim.ddim_step gives our guess why.
-    """
-    c_in = 1 / math.sqrt(sig ** 2 + 1)
-    t = cosine_ddim.inv_abar(torch.tensor(c_in ** 2, dtype=torch.float64))
-    return x - sig * model(c_in * x, t).float()
 
 
 @torch.no_grad()
@@ -275,6 +265,20 @@ def sample(sampler, denoise, noise, sigs, **options):
     return x
 
 
+def denoise_epsilon(model, x, sig):
+    """denoise for a network that finds the noise in x_t at time t, such as lesson 1's. sig: a number.
+
+    Karras et al. 2022, table 1, columns "VP" and "iDDPM + DDIM": older models fit the frame with c_skip 1, c_out -sig,
+    c_in 1 / sqrt(sig^2 + 1) and, as what the network is told of the noise, the time whose alphabar is c_in^2. For x is
+    x_t / sqrt(abar), which has sig^2 = (1 - abar) / abar. So any sampler here takes them, without new training. But
+    c_out -sig magnifies the network's errors where noise is high. With our small network LMS and Heun leave noise in
+    the pictures, and the ancestral sampler ends clean: cosine_ddim.ddim_step gives our guess why.
+    """
+    c_in = 1 / math.sqrt(sig ** 2 + 1)
+    t = cosine_ddim.inv_abar(torch.tensor(c_in ** 2, dtype=torch.float64))
+    return x - sig * model(c_in * x, t).float()
+
+
 def evaluations(name, steps):
     """How often the network is asked, which is what sampling costs."""
     return 2 * steps - 1 if name == "heun" else steps
@@ -317,8 +321,9 @@ def show_sigmas(folder, seed):
     """2. The noise levels that the network is trained on."""
     torch.manual_seed(seed)
     sigmas = draw_sigmas(100_000)
+    mode = math.exp(P_MEAN - P_STD ** 2)
     print(f"sigma exceeds 1 in {(sigmas > 1).float().mean():.1%} of draws (the lecture says about a third; 15.9% are "
-          f"expected), median {sigmas.median():.2f} (it says mostly 0.4 or 0.5), mode {math.exp(-1.2 - 1.2 ** 2):.3f}")
+          f"expected), median {sigmas.median():.2f} (it says mostly 0.4 or 0.5), mode {mode:.3f}")
     heights, edges = np.histogram(sigmas.log(), bins=40, range=(-6, 4), density=True)
     middles = (edges[1:] + edges[:-1]) / 2
     density = stats.gaussian_kde(sigmas[:5000].log())(middles)
@@ -347,7 +352,7 @@ def show_loss(folder, model, x0, how):
     sigmas = np.exp(np.linspace(math.log(0.004), math.log(60), 20))
     before = loss_by_sigma(lambda x, sig: torch.zeros_like(x), x0, sigmas, how)                # init_ddpm starts at 0
     after = loss_by_sigma(model, x0, sigmas, how)
-    density = stats.norm(-1.2, 1.2).pdf(np.log(sigmas))
+    density = stats.norm(P_MEAN, P_STD).pdf(np.log(sigmas))
     chart = plot([("before training", sigmas, before, "line"), ("after", sigmas, after, "line"),
                   ("knowing the mean image", sigmas, loss_of_the_mean(x0, sigmas, how["sig_data"]), "line"),
                   ("where training looks (density, peak 1)", sigmas, density / density.max(), "line")],
@@ -429,13 +434,13 @@ def try_sampler(args, denoiser, origin, evaluate, find_exact, name, steps, optio
               "solver_error": error, "solver_error_median": median, "sample_seconds": round(seconds, 1), **origin}
     report(label(record), record, images, args.folder)
     print(f"    {record['evaluations']} evaluations of the network"
-          + ("" if median is None else f", solver error {error:.4f}, of the median image {median:.4f}"))
+          + ("" if median is None else f", solver error of the median image {median:.4f}, over all {error:.4f}"))
     return record
 
 
 @torch.no_grad()
 def show_paths(folder, denoiser, rho, input_scale, device, seed):
-    """8. One garment on its way out of the noise, by each sampler in 20 steps, of which every other is drawn."""
+    """8. One noise on its way to a garment, by each sampler in 20 steps, of which every other is drawn."""
     sigs, pictures = sigmas_karras(20, rho=rho), []
     noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(seed)).to(device) * sigs[0].item()
     shown = sigs[2::2].tolist()                                            # what is reached, not where a step begins
@@ -473,7 +478,7 @@ def learn(args, images):
     test = (fashion_mnist(args.data_dir, False, args.data, 128)[0] * args.input_scale).to(args.device)
     show_sigmas(args.folder, args.seed)
     evenly = stats.norm.ppf(np.linspace(0.01, 0.99, 16))                   # 16 sigmas, spread as training draws them
-    sig = torch.tensor(np.exp(-1.2 + 1.2 * evenly), dtype=torch.float32, device=args.device)
+    sig = torch.tensor(np.exp(P_MEAN + P_STD * evenly), dtype=torch.float32, device=args.device)
     how = {"sig_data": args.sig_data}                                      # the rest only if asked for: it names files
     if args.log_sigma: how["log_sigma"] = True
     if args.centre: how["centre"] = round(float(x0.mean()), 4)

@@ -9,14 +9,13 @@ a network. What the lecture found: trained on the logit of alphabar its squared 
 0.5 gives 3.5. A network can tell; lesson 3 builds on that.
 
 Ours, small, two passes on a CPU, seed 0 (results/small/noise_pred): 0.103, and guesses are off by 0.020 on average. At
-alphabar 0.5 they are off by 0.022, a third more than the best unbiased guess of one who knows the clean image (see
-best). The lecture also reports that without the logit it did not work well. At our budget that is true of the ends
+alphabar 0.5 they are off by 0.022, a third more than the limit for an unbiased guess that even knows the clean image
+(see best). The lecture also reports that without the logit it did not work well. At our budget that is true of the ends
 only: from alphabar 0.2 to 0.8 both targets do alike, but at 0.999 asking for alphabar itself is off by 0.0048 and
 asking for the logit by 0.0004. A squared error of alphabar hardly notices what happens there; one of the logit does.
 
 What a network of the lecture's size does (20 passes on an H200, seed 0; results/lecture/noise_pred): 0.093 on test
-images. Its guesses are off by 0.018 on average, and at alphabar 0.5 by 0.0190, an eighth more than the best
-unbiased one.
+images. Its guesses are off by 0.018 on average, and at alphabar 0.5 by 0.0190, an eighth more than that limit.
 
 The notebook's loss on test images jumps about on the way. Batch norm is a likely reason: in evaluation it uses running
 averages, which lag behind weights that change fast.

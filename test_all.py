@@ -1119,8 +1119,11 @@ def test_karras_compare(tmp_path, capsys, monkeypatch):
     for key in ("solver_error", "solver_error_median"):
         assert [r[key] is None for r in records] == [False, True, False, False, False]
     assert (tmp_path / "karras" / "compare.png").exists() and (tmp_path / "karras" / "paths.png").exists()
-    last = records[-1]
-    assert f"{last['solver_error']:.4f} ({last['solver_error_median']:.4f})" in capsys.readouterr().out
+    out = capsys.readouterr().out.splitlines()
+    (header,) = (line for line in out if line.rstrip().endswith("solver error"))
+    table = out[out.index(header) + 1:][:len(records)]
+    assert [line.split()[-1] for line in table] == [
+        "-" if r["solver_error"] is None else f"{r['solver_error_median']:.4f}" for r in records]
 
 
 def test_the_comparison_draws_each_sampler_at_its_cost_and_the_median_error(tmp_path, monkeypatch):
@@ -1526,10 +1529,15 @@ def test_the_readme_has_the_lectures_size():
     (walked,) = records_of("lesson 4: ancestral, 100 steps, eta 1, sig data 0.66", size="lecture")
     assert said_in_the_readme(f"25 passes took {plain['train_seconds']:.0f} s")
     assert said_in_the_readme(f"100 evaluations of 2048 images take {walked['sample_seconds']:.1f} s")
-    _, trained, sampled, *_ = table("| two cores of an Intel Xeon")
+    _, trained, sampled, *_ = table("| two cores of an AMD EPYC")
     for row, key in (trained, "train_seconds"), (sampled, "sample_seconds"):
-        *intel, amd = (f"{r[key]:.0f} s" for r in kept("first-command"))
-        assert row[1:3] == ["; ".join(intel), amd], key
+        now, earlier, *intel = (f"{r[key]:.0f} s" for r in kept("first-command"))
+        assert row[1:4] == [now, earlier, "; ".join(intel)], key
+    now, earlier, *_ = kept("first-command")
+    assert earlier["weights"] == records_of("lesson 4: lms, 20 steps")[0]["weights"] != now["weights"]
+    assert said_in_the_readme(f"scores {now['fid']:.1f} instead of {earlier['fid']:.1f}")
+    trained, _, sampled, _ = (r["ratio"] for r in kept("speed"))
+    assert said_in_the_readme(f"training is {trained:.2f} times and sampling {sampled:.2f} times as fast")
     cells = lambda r: [f"{r['images_per_s']:.1f}", f"{r['ratio']:.2f}" + (
         f" ({r['ratio_low']:.2f}, {r['ratio_high']:.2f})" if r["ratio_high"] > 1 else "")]
     records = kept("speed-cpu", "lecture")
@@ -1571,6 +1579,22 @@ def test_the_readme_has_lesson_2s_errors():
     assert said_in_the_readme(f"by {off[0.001]:.1f} (root mean square) at alphabar 0.001, by {off[0.5]:.2f} at 0.5")
 
 
+def test_the_readme_has_lesson_1s_bound_and_normalising():
+    free, bound, bound_still = kept("cosine_ddim-clip-3")
+    assert [(r["eta"], r["clip"]) for r in (free, bound, bound_still)] == [(1, None), (1, 3), (0, 3)]
+    assert free["weights"] == bound["weights"] == bound_still["weights"]
+    assert said_in_the_readme(f"{bound['fid']:.1f} with it, {free['fid']:.1f} without. With eta 0 the score is "
+                              f"{bound_still['fid']:.1f} with it")
+    half, one, plain = kept("dials-normalise")
+    assert [(r["input_scale"], r["normalise"], r["epochs"]) for r in (half, one, plain)] == [
+        (0.5, True, 1), (1, True, 1), (1, False, 1)]
+    assert said_in_the_readme(f"{half['fid']:.1f} with b 0.5, and {one['fid']:.1f} with b 1 where the same version of "
+                              f"the scripts scores {plain['fid']:.1f} without")
+    (expected,) = kept("dials-normalise-expected")
+    assert (expected["input_scale"], expected["normalise"], expected["epochs"]) == (0.5, True, 1)
+    assert said_in_the_readme(f"which hides nothing, it scores {expected['fid']:.1f}")
+
+
 def test_the_readme_has_the_dials():
     assert table("schedule, b") == [
         [f"{r['schedule']}, b {r['input_scale']:g}", f"{r['loss']:.4f}", f"{r['fid']:.1f}",
@@ -1601,7 +1625,7 @@ def test_the_readme_has_why_cosine_is_ahead():
 
 
 @pytest.mark.parametrize("lesson, folders, else_where", [
-    (cosine_ddim, ["cosine_ddim", "dials"], {"0.033"}),
+    (cosine_ddim, ["cosine_ddim", "dials", "dials-normalise"], {"0.033"}),
     (no_t, ["no_t", "cosine_ddim"], {"0.7", "0.001", "0.01"}),
     (karras, ["karras", "karras-float32", "cosine_ddim", "half-range", "karras-sig-data-0.66"], {"0.5", "3.5"}),
     (noise_pred, ["noise_pred"], set()), (fid, ["fid"], {"0.03", "0.1"})])

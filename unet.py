@@ -36,8 +36,8 @@ def timestep_embedding(t, dim, max_period=10_000):
     """Sinusoids of the time t at dim/2 frequencies from 1 down toward 1/max_period (Vaswani et al. 2017, section 3.5).
 
     t: (N,) floats -> (N, dim): cosines first, then sines. A network reads a number more easily as a pattern of waves.
-    (They were made for t up to 1000. Lessons 1 to 3 pass 0 to 1, where the fastest turns by one radian only; lesson 4
-    passes sigma.)
+    (They were made for t up to 1000. Lesson 1 passes 0 to 1, where the fastest turns by one radian only; lesson 3
+    always 0; lesson 4 sigma.)
     """
     half = dim // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)
@@ -276,7 +276,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     part = path and path.with_suffix(".retrain" if retrain else ".part")
     if part and part.exists():
         losses, step, before, first_step = resume(part, settings, model, optim, schedule)
-        print(f"continuing at step {step} of {total}, from {part}")
+        print(f"continuing at step {step} of {total}, from {part} (did its training change? delete that file)")
     losses, first_here, started = losses.to(device), step, time.time()
 
     def check_losses():

@@ -12,8 +12,8 @@ arXiv 2301.10972): how quickly the image drowns is a dial, and scaling the image
 
 What the small network does (two passes, seed 0, real images score 1.12; results/small/cosine_ddim and dials):
 - The loss comes to 0.0383 (the lecture's to 0.033). 50 steps of DDIM do as well as 100: 11.0 and 10.9.
-- Eta below 1 leaves noise in the pictures, of which the lecture complained too: 37.6 at 0.5, 70.9 at 0. ddim_step
-  gives our guess why. Few steps early and many late gain nothing: 11.7.
+- Eta below 1 leaves noise in the pictures, of which the lecture complained too: 37.6 at 0.5, 70.9 at 0. Our guess
+  why stands above ddim_step. Few steps early and many late gain nothing: 11.7.
 - The dials, one pass each: linear, cosine and sigmoid lie between 18.4 and 20.2, b = 0.3 at 22.9, b = 1 at 49.8.
   --normalise, which hides from the network how bright an image is, burns clothes out: 114.2 (b = 0.5).
 

@@ -265,6 +265,8 @@ def sample(sampler, denoise, noise, sigs, **options):
     return x
 
 
+# ---------------------------------------------------------------------------------------------- other people's networks
+
 def denoise_epsilon(model, x, sig):
     """denoise for a network that finds the noise in x_t at time t, such as lesson 1's. sig: a number.
 
@@ -272,7 +274,7 @@ def denoise_epsilon(model, x, sig):
     c_in 1 / sqrt(sig^2 + 1) and, as what the network is told of the noise, the time whose alphabar is c_in^2. For x is
     x_t / sqrt(abar), which has sig^2 = (1 - abar) / abar. So any sampler here takes them, without new training. But
     c_out -sig magnifies the network's errors where noise is high. With our small network LMS and Heun leave noise in
-    the pictures, and the ancestral sampler ends clean: cosine_ddim.ddim_step gives our guess why.
+    the pictures, and the ancestral sampler ends clean: our guess why stands above cosine_ddim.ddim_step.
     """
     c_in = 1 / math.sqrt(sig ** 2 + 1)
     t = cosine_ddim.inv_abar(torch.tensor(c_in ** 2, dtype=torch.float64))

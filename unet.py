@@ -64,7 +64,8 @@ class ResnetBlock(nn.Module):
 
 
 def attend(q, k, v):
-    """softmax(q k' / sqrt(d)) v for (.., pixels, d) each (Vaswani et al. 2017, eq. 1), by torch's fused kernels."""
+    """softmax(q k' / sqrt(d)) v for (.., pixels, d) each (Vaswani et al. 2017, eq. 1), by torch's fused kernels where
+    they are fastest."""
     if q.device.type != "cpu": return F.scaled_dot_product_attention(q, k, v)
     pixels, d = q.shape[-2:]
     # On a CPU they are slow to differentiate in bfloat16: few pixels take the formula as it stands, many float32.

@@ -1579,12 +1579,16 @@ def test_the_readme_has_lesson_2s_errors():
     assert said_in_the_readme(f"by {off[0.001]:.1f} (root mean square) at alphabar 0.001, by {off[0.5]:.2f} at 0.5")
 
 
-def test_the_readme_has_lesson_1s_bound_and_normalising():
+def test_the_readme_has_the_lectures_bound_and_normalising():
     free, bound, bound_still = kept("cosine_ddim-clip-3")
     assert [(r["eta"], r["clip"]) for r in (free, bound, bound_still)] == [(1, None), (1, 3), (0, 3)]
     assert free["weights"] == bound["weights"] == bound_still["weights"]
     assert said_in_the_readme(f"{bound['fid']:.1f} with it, {free['fid']:.1f} without. With eta 0 the score is "
                               f"{bound_still['fid']:.1f} with it")
+    four, three, _ = kept("no_t-clip-3")
+    assert [(r["rescue"], r["eta"], r["clip"]) for r in (four, three)] == [("none", 1, 4), ("none", 1, 3)]
+    assert four["weights"] == three["weights"]
+    assert said_in_the_readme(f"{three['fid']:.1f} instead of {four['fid']:.1f} (`results/small/no_t-clip-3/`")
     half, one, plain = kept("dials-normalise")
     assert [(r["input_scale"], r["normalise"], r["epochs"]) for r in (half, one, plain)] == [
         (0.5, True, 1), (1, True, 1), (1, False, 1)]

@@ -1314,6 +1314,7 @@ def test_ten_kills_in_a_row_at_random_moments_change_nothing(tmp_path):
                           env={**os.environ, "PYTHONPATH": str(HERE)}, timeout=120)
     assert f"{[130] + 10 * [-signal.SIGKILL.value]} ['killed.part" in done.stdout and "killed.pt'" not in done.stdout
     assert done.stdout.endswith("[0, 0]\n") and "continuing at step" in done.stdout
+    assert "(did its training change? delete that file)" in done.stdout
     assert re.search("stopped at step .* of 320; the same command continues from .*killed.part", done.stderr)
     killed, whole = (torch.load(tmp_path / "out" / name)["model"]["w"] for name in ("killed.pt", "whole.pt"))
     assert torch.equal(killed, whole)

@@ -68,7 +68,8 @@ def attend(q, k, v):
     they are fastest."""
     if q.device.type != "cpu": return F.scaled_dot_product_attention(q, k, v)
     pixels, d = q.shape[-2:]
-    # On a CPU they are slow to differentiate in bfloat16: few pixels take the formula as it stands, many float32.
+    # On a CPU they are slow to differentiate in bfloat16. Pixels that are few for the width of a head take the formula
+    # as it stands, whose cost is the pixels' squared; many take the kernels in float32.
     if q.dtype == torch.bfloat16 and pixels <= 8 * d:
         return (q * d ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(q.dtype) @ v
     with torch.autocast("cpu", enabled=False):

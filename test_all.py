@@ -1367,9 +1367,14 @@ def test_readme_and_help_agree_with_the_scripts(capsys):
     assert "pip install -r requirements.txt && pytest test_all.py" in readme
 
 
+def readmes():
+    """The README, and that of results/, where side experiments and speed are."""
+    return (HERE / "README.md").read_text() + "\n" + (HERE / "results" / "README.md").read_text()
+
+
 def table(header):
-    """The rows of the README's table whose header begins so, as lists of cells."""
-    readme = (HERE / "README.md").read_text()
+    """The rows of the READMEs' table whose header begins so, as lists of cells."""
+    readme = readmes()
     assert readme.count(f"\n| {header}") == 1, header
     lines = readme[readme.index(f"\n| {header}") + 1:].split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
@@ -1390,13 +1395,19 @@ def test_everything_on_the_map_exists():
             assert f'"{name}"' in flags if name.startswith("--") else hasattr(module, name), (moment, name)
         for picture in re.findall(r"\S+\.png", shown):
             assert list((HERE / "results" / "small" / lesson).glob(picture)), (moment, picture)
+        for test in re.findall("`(test_[^`]+)`", shown): assert test in globals(), (moment, test)
         seen.add(lesson)
     assert seen == {"cosine_ddim", "noise_pred", "no_t", "karras", "fid", "unet"}
 
 
-def test_pictures_of_the_readme_are_there_and_small():
-    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", (HERE / "README.md").read_text()):
-        assert (HERE / name).exists(), name
+def test_links_of_the_readmes_lead_somewhere_and_pictures_are_small():
+    for readme in (HERE / "README.md", HERE / "results" / "README.md"):
+        for name, _, section in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]*))?\)", readme.read_text()):
+            target = readme.parent / name if name else readme
+            assert target.exists(), name
+            if section:
+                titles = re.findall(r"^#+ (.*)", target.read_text(), re.M)
+                assert section in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], section
     assert all(picture.stat().st_size < 300_000 for picture in (HERE / "results").rglob("*.png"))
 
 
@@ -1493,7 +1504,7 @@ def test_the_overview_has_the_lessons_scores():
 
 
 def said_in_the_readme(sentence):
-    return sentence in " ".join((HERE / "README.md").read_text().split())
+    return sentence in " ".join(readmes().split())
 
 
 def test_the_readme_has_the_lectures_size():
@@ -1508,6 +1519,9 @@ def test_the_readme_has_the_lectures_size():
         assert figures == [cell for r in (full, halved) for cell in
                            (f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}")], name
         assert reals == [f"{full['floor']:.2f}", "1.0", "", f"{halved['floor']:.2f}", "1.0", ""]
+    for name, *figures in table("scored in |"):
+        (full,) = [row for row in rows if row[0] == name]
+        assert figures == [f"{full[1]} ({full[2]})", f"{full[4]} ({full[5]})"], name
     dpmpp = next(r for r in kept("half-range", "lecture") if r["range"] == 0.5 and r["what"].startswith("dpmpp"))
     ours, rounded = dpmpp["fid"] / dpmpp["floor"], dpmpp["fid_float32"] / dpmpp["floor_float32"]
     assert said_in_the_readme(f"DPM++ has {ours:.1f} in 20 evaluations ({rounded:.1f} in float32), and the lecture's "
@@ -1589,7 +1603,7 @@ def test_the_readme_has_the_lectures_bound_and_normalising():
     four, three, _ = kept("no_t-clip-3")
     assert [(r["rescue"], r["eta"], r["clip"]) for r in (four, three)] == [("none", 1, 4), ("none", 1, 3)]
     assert four["weights"] == three["weights"]
-    assert said_in_the_readme(f"{three['fid']:.1f} instead of {four['fid']:.1f} (`results/small/no_t-clip-3/`")
+    assert said_in_the_readme(f"{three['fid']:.1f} instead of {four['fid']:.1f} (`no_t-clip-3`")
     half, one, plain = kept("dials-normalise")
     assert [(r["input_scale"], r["normalise"], r["epochs"]) for r in (half, one, plain)] == [
         (0.5, True, 1), (1, True, 1), (1, False, 1)]

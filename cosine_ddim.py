@@ -133,8 +133,9 @@ def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
 
 
 # ---------------------------------------------------------------------------------------------- the schedule's dials
-# "On the importance of noise scheduling for diffusion models" (Chen 2023). Dial one is the schedule, gamma(t) in the
-# paper: our alphabar. Dial two is b, a number to scale the images with: less image in the same noise.
+# "On the importance of noise scheduling for diffusion models" (Chen 2023), to which the lecture comes after lesson 3:
+# leave it out at first. Dial one is the schedule, gamma(t) in the paper: our alphabar. Dial two is b, a number to scale
+# the images with: less image in the same noise.
 
 def noise_schedule(name="cosine", start=None, end=None, tau=None):
     """-> (gamma(t), its inverse), from 1 at t = 0 to 0 at t = 1, cut off at 1e-9 (Chen 2023, section 2.1).

@@ -81,63 +81,6 @@ def fashion_mnist(data_dir="data", train=True, data="auto", count=None):
     return images, labels.long()
 
 
-@functools.cache
-def draw_clothes(count, seed):
-    """Stand-ins drawn with Pillow, random in shape and shade: -> pixels (count, 28, 28) uint8, labels (count,)."""
-    labels, pixels = np.zeros(count, np.int64), np.zeros((count, 28, 28), np.uint8)
-    for i in range(count):
-        random = np.random.default_rng([seed, i])                          # so that the first few are always the same
-        labels[i], picture = random.integers(10), Image.new("L", (56, 56))
-        draw_garment(ImageDraw.Draw(picture), CLASSES[labels[i]], random)
-        pixels[i] = np.asarray(picture.reduce(2))
-    return torch.from_numpy(pixels), torch.from_numpy(labels)
-
-
-def draw_garment(draw, kind, random):
-    """One garment on a canvas of 56x56 (points are given in 28ths of it)."""
-    vary = lambda low, high: random.uniform(low, high)
-    shade, dark = int(vary(110, 255)), int(vary(20, 90))
-    shape = lambda *points, fill=shade: draw.polygon([(2 * x, 2 * y) for x, y in points], fill=fill)
-    line = lambda *points, fill=shade, width=3: draw.line([(2 * x, 2 * y) for x, y in points], fill=fill, width=width)
-    top, bottom, half, arm = vary(2, 5), vary(22, 26), vary(5, 7), vary(3, 4.5)
-    if kind in ("T-shirt", "Pullover", "Coat", "Shirt"):
-        long_sleeves = kind != "T-shirt"
-        cuff = vary(18, 23) if long_sleeves else vary(9, 12)
-        reach = half + (vary(3, 4.5) if long_sleeves else vary(4, 6))
-        shape((14 - half, top), (14 + half, top), (14 + half, bottom), (14 - half, bottom))
-        for side in (-1, 1):
-            shape((14 + side * half * 0.8, top), (14 + side * half, top + 1), (14 + side * (reach + 1), cuff),
-                  (14 + side * (reach + 1 - arm), cuff + 0.5), (14 + side * half * 0.8, top + arm * 2))
-        shape((11.5, top - 1), (16.5, top - 1), (14, top + vary(1, 3)), fill=0)
-        if kind == "Coat": line((14, top + 1), (14, bottom), fill=dark, width=2)
-        if kind == "Shirt":
-            for y in np.arange(top + 3, bottom, 3): draw.ellipse((27, 2 * y, 29, 2 * y + 2), fill=dark)
-    elif kind == "Trouser":
-        leg = vary(2, 3.2)
-        for side in (-1, 1):
-            shape((14, top), (14 + side * half * 0.8, top), (14 + side * (half * 0.8 + 0.5), bottom),
-                  (14 + side * (half * 0.8 + 0.5 - leg), bottom), (14, vary(8, 11)))
-    elif kind == "Dress":
-        waist, hem = vary(2, 3.5), vary(4.5, 8)
-        shape((14 - waist - 1, top), (14 + waist + 1, top), (14 + waist, 11), (14 + hem, bottom), (14 - hem, bottom),
-              (14 - waist, 11))
-    elif kind == "Bag":
-        roof = vary(9, 13)
-        draw.arc((2 * (14 - half), 2 * (roof - 6), 2 * (14 + half), 2 * (roof + 6)), 180, 360, fill=shade, width=3)
-        shape((14 - half - 4, roof), (14 + half + 4, roof), (14 + half + 3, bottom), (14 - half - 3, bottom))
-        line((14 - half - 3, roof + 3), (14 + half + 3, roof + 3), fill=dark, width=2)
-    else:                                                       # shoes, all with the toe to the left
-        floor, heel, height = vary(19, 22), vary(24, 26), vary(5, 7)
-        shape((2, floor - 1), (heel, floor - 1), (heel, floor + 1.5), (2, floor + 1.5), fill=dark + 60)
-        if kind == "Sandal":
-            line((4, floor), (11, floor - height), (16, floor), width=3)
-            line((16, floor), (heel - 2, floor - height - 1), (heel, floor), width=3)
-        else:
-            shape((2, floor - 1), (3, floor - 3), (12, floor - height), (heel, floor - height - 1), (heel, floor - 1))
-            if kind == "Ankle boot":
-                shape((13, floor - height), (heel, floor - height - 1), (heel + 0.5, vary(3, 7)), (13.5, vary(3, 7)))
-
-
 # ---------------------------------------------------------------------------------------------- the classifier
 
 class ResBlock(nn.Module):
@@ -487,6 +430,65 @@ def beside(pictures):
     for i, picture in enumerate(pictures):
         whole.paste(picture, (sum(p.width for p in pictures[:i]), 0))
     return whole
+
+
+# ---------------------------------------------------------------------------------------------- drawn stand-ins
+
+@functools.cache
+def draw_clothes(count, seed):
+    """Stand-ins drawn with Pillow, random in shape and shade: -> pixels (count, 28, 28) uint8, labels (count,)."""
+    labels, pixels = np.zeros(count, np.int64), np.zeros((count, 28, 28), np.uint8)
+    for i in range(count):
+        random = np.random.default_rng([seed, i])                          # so that the first few are always the same
+        labels[i], picture = random.integers(10), Image.new("L", (56, 56))
+        draw_garment(ImageDraw.Draw(picture), CLASSES[labels[i]], random)
+        pixels[i] = np.asarray(picture.reduce(2))
+    return torch.from_numpy(pixels), torch.from_numpy(labels)
+
+
+def draw_garment(draw, kind, random):
+    """One garment on a canvas of 56x56 (points are given in 28ths of it)."""
+    vary = lambda low, high: random.uniform(low, high)
+    shade, dark = int(vary(110, 255)), int(vary(20, 90))
+    shape = lambda *points, fill=shade: draw.polygon([(2 * x, 2 * y) for x, y in points], fill=fill)
+    line = lambda *points, fill=shade, width=3: draw.line([(2 * x, 2 * y) for x, y in points], fill=fill, width=width)
+    top, bottom, half, arm = vary(2, 5), vary(22, 26), vary(5, 7), vary(3, 4.5)
+    if kind in ("T-shirt", "Pullover", "Coat", "Shirt"):
+        long_sleeves = kind != "T-shirt"
+        cuff = vary(18, 23) if long_sleeves else vary(9, 12)
+        reach = half + (vary(3, 4.5) if long_sleeves else vary(4, 6))
+        shape((14 - half, top), (14 + half, top), (14 + half, bottom), (14 - half, bottom))
+        for side in (-1, 1):
+            shape((14 + side * half * 0.8, top), (14 + side * half, top + 1), (14 + side * (reach + 1), cuff),
+                  (14 + side * (reach + 1 - arm), cuff + 0.5), (14 + side * half * 0.8, top + arm * 2))
+        shape((11.5, top - 1), (16.5, top - 1), (14, top + vary(1, 3)), fill=0)
+        if kind == "Coat": line((14, top + 1), (14, bottom), fill=dark, width=2)
+        if kind == "Shirt":
+            for y in np.arange(top + 3, bottom, 3): draw.ellipse((27, 2 * y, 29, 2 * y + 2), fill=dark)
+    elif kind == "Trouser":
+        leg = vary(2, 3.2)
+        for side in (-1, 1):
+            shape((14, top), (14 + side * half * 0.8, top), (14 + side * (half * 0.8 + 0.5), bottom),
+                  (14 + side * (half * 0.8 + 0.5 - leg), bottom), (14, vary(8, 11)))
+    elif kind == "Dress":
+        waist, hem = vary(2, 3.5), vary(4.5, 8)
+        shape((14 - waist - 1, top), (14 + waist + 1, top), (14 + waist, 11), (14 + hem, bottom), (14 - hem, bottom),
+              (14 - waist, 11))
+    elif kind == "Bag":
+        roof = vary(9, 13)
+        draw.arc((2 * (14 - half), 2 * (roof - 6), 2 * (14 + half), 2 * (roof + 6)), 180, 360, fill=shade, width=3)
+        shape((14 - half - 4, roof), (14 + half + 4, roof), (14 + half + 3, bottom), (14 - half - 3, bottom))
+        line((14 - half - 3, roof + 3), (14 + half + 3, roof + 3), fill=dark, width=2)
+    else:                                                       # shoes, all with the toe to the left
+        floor, heel, height = vary(19, 22), vary(24, 26), vary(5, 7)
+        shape((2, floor - 1), (heel, floor - 1), (heel, floor + 1.5), (2, floor + 1.5), fill=dark + 60)
+        if kind == "Sandal":
+            line((4, floor), (11, floor - height), (16, floor), width=3)
+            line((16, floor), (heel - 2, floor - height - 1), (heel, floor), width=3)
+        else:
+            shape((2, floor - 1), (3, floor - 3), (12, floor - height), (heel, floor - height - 1), (heel, floor - 1))
+            if kind == "Ankle boot":
+                shape((13, floor - height), (heel, floor - height - 1), (heel + 0.5, vary(3, 7)), (13.5, vary(3, 7)))
 
 
 # ---------------------------------------------------------------------------------------------- what a score means

@@ -13,30 +13,23 @@ is brings 3.88, where real images have 1.9 to 2.6.
 
 What the small network does (seed 0, 50 steps, eta 1; results/small/no_t):
 - The losses are as close as the lecture's: 0.0389 without t, 0.0383 with it. Plain DDIM scores 14.8, where lesson 1 has
-  11.0: many garments are left rough. (With eta 0 many are still under noise, 104.6; but so are lesson 1's, 70.9.)
+  11.0. (With eta 0 many garments are still under noise, 104.6; but so are lesson 1's, 70.9.)
 - The rescue as the lecture has it makes that worse, 47.3: some images end all white or all black. Early on, lesson 2's
-  network cannot tell alphabar 0.001 from 0.01. (Nor can that of the lecture's size, by which nearly all images survive:
-  see below. So the small denoiser must be part of the cause.)
-  Where x_t is a little too noisy it says too low an alphabar, which magnifies x_0_hat, which makes x_t noisier still.
-  The lecture's limits, half the median and a bound on x_0_hat of four times the images' range (--clip 4), are too wide
-  to stop that. (--trace: the lowest prediction falls to 0 and stays there, and x_0_hat is at its bound for half of the
-  way.)
-- Where alphabar is predicted well the rescue works: 12.5 if it begins at t = 0.7 (--rescue late), with more residual
-  noise at the border, though (0.048 against 0.029). In 20 steps, of which few are that early, FID falls with the
-  lecture's own rescue too, to 19.3 from 25.7 (--curve), but some images are lost there as well: residual noise rises
-  from 0.04 to 0.26.
-- A bound at the range of images (--clip 1) stops the feedback: 16.6 with the rescue, 28.5 without. But the bound
-  itself costs more than the rescue gains: plain DDIM with the wide bound has 14.8.
-- The steps before the last do the work: 15.5 without the last, 29.3 with nothing but the last (both with --clip 1). At
-  t = 0 lesson 2's network takes the clean image for a slightly noisy one, and something is removed from it.
+  network cannot tell alphabar 0.001 from 0.01. Where x_t is a little too noisy it says too low an alphabar, which
+  magnifies x_0_hat, which makes x_t noisier still (--trace). The lecture's limits, half the median and a bound on
+  x_0_hat of four times the images' range (--clip 4), are too wide to stop that.
+- Where alphabar is predicted well the rescue works: 12.5 if it begins at t = 0.7 (--rescue late); and in 20 steps, of
+  which few are that early, 19.3 instead of 25.7 (--curve).
+- A bound at the range of images (--clip 1) stops the feedback: 16.6 with the rescue, 28.5 without. But the bound itself
+  costs more than the rescue gains. The steps before the last do the work: 15.5 without the last, 29.3 with nothing but
+  the last (both with --clip 1).
 - The lecture saw KID get worse for a while on the way. In 20 steps ours falls at every step, but for the rescue's last,
-  at t = 0.
+  at t = 0: there lesson 2's network takes the clean image for a slightly noisy one.
 
 What a network of the lecture's size does (25 passes on an H200, seed 0, 100 steps; results/lecture/no_t):
 - The losses again are as close as the lecture's: 0.0333 without t, 0.0327 with it.
-- The lecture's rescue works. With eta 0, where plain DDIM leaves some images noisy, 29.69 becomes 6.31; with eta 1,
-  4.49 becomes 3.56. Some images are lost: 8 of 2048 end all white with eta 1, and more with a lower eta, to judge by
-  the residual noise. In 50 steps with eta 1 none is lost, and the score is 3.66.
+- The lecture's rescue works: with eta 1 4.49 becomes 3.56, and with eta 0, where plain DDIM leaves some images noisy,
+  29.69 becomes 6.31. A few images are lost: 8 of 2048 end all white with eta 1.
 - Plain DDIM with eta 1 is not the failure that the lecture saw. Lesson 1's network, which is told t, has 2.59.
 """
 import argparse

@@ -6,7 +6,8 @@ single number of an image, and takes the residual network of fid.py.)
 
     python unet.py        parameters, GFLOP an image, and images a second for training and sampling on this machine
 
-Reading order: the network, how it starts, how it is fitted, and last the flags and errors that every script shares.
+Reading order: the network, how it starts, how it is fitted and asked for samples. What follows, checkpoints and the
+flags and errors that every script shares, can be skipped.
 """
 import argparse
 import contextlib
@@ -292,7 +293,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     shown = kept = time.time()
     model.train()
     try:
-        while step < total:
+        while step < total:                                                # the training loop of the lecture
             epoch, i = divmod(step, per_epoch)
             if i == 0 or step == first_here:
                 order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(images))).to(device)
@@ -337,6 +338,67 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
         for left in (path.with_suffix(".part"), path.with_suffix(".retrain"), *path.parent.glob(f"{path.stem}.*.tmp")):
             left.unlink(missing_ok=True)                                   # .tmp: killed as it was written
     return record
+
+
+def chosen(args, recipe):
+    """The recipe, where the flags of the same names do not say otherwise."""
+    return {name: value if getattr(args, name) is None else getattr(args, name) for name, value in recipe.items()}
+
+
+def train(args, lesson, recipes, noisify, images, *, build=None, loss=F.mse_loss, amp=True, **settings):
+    """The lessons' way to a trained network: the lecture's network, started, fitted and kept in the lesson's folder.
+
+    recipes: {size: {"epochs": .., "batch_size": .., "lr": ..}}. build(): another network than the size's UNet.
+    settings: what else the network depends on, such as its lesson's scales.
+    -> the network, and what every result that is made with it says of its origin (loss: that of the last 100 steps).
+    """
+    recipe = chosen(args, recipes[args.size])
+    settings |= recipe | {"lesson": lesson, "images": len(images), "data": args.data, "seed": args.seed}
+    torch.manual_seed(args.seed)
+    if build:
+        model = build()
+    else:
+        settings |= {name: getattr(args, name) for name in ("channels", "layers", "head_dim")}
+        model = init_ddpm(UNet(args.channels, args.layers, head_dim=args.head_dim))
+    model.to(args.device)
+    path = checkpoint_path(args.out_dir / lesson, settings)
+    record = fit(model, noisify, images.to(args.device), loss=loss, path=path, settings=settings, seed=args.seed,
+                 retrain=args.retrain, amp=amp, **recipe)
+    weights = hashlib.sha256(b"".join(p.cpu().numpy().tobytes() for p in model.state_dict().values())).hexdigest()[:10]
+    return model, {"network": path.stem, "weights": weights, **recipe, "loss": float(record["losses"][-100:].mean()),
+                   "train_seconds": round(record["seconds"], 1),
+                   "first_step_seconds": record["first_step"] and round(record["first_step"], 1),
+                   "trained_on": record["device"], **measured_on(args, amp)}
+
+
+@torch.no_grad()
+def generate(sampler, n, seed, device, batch=None, amp=True):
+    """-> n samples (n, 1, 32, 32), which sampler(noise) makes of batches of noise (batch, 1, 32, 32); and the seconds.
+
+    The noise is drawn on the CPU from the seed, so that every device, and a run whether it trained or not, starts from
+    the same standard normal numbers. What a sampler draws on the way is from torch's own generator, seeded here too.
+    """
+    batch = batch or (128 if device.type == "cpu" else 1024)               # 128 stay in a CPU's cache
+    torch.manual_seed(step_seed(seed, 1))                                  # not seed, which the first noise has
+    generator, line, out, started = torch.Generator().manual_seed(seed), Progress(), None, time.time()
+    for start in range(0, n, batch):
+        noise = torch.randn(min(batch, n - start), 1, 32, 32, generator=generator)
+        with reduced(device) if amp else contextlib.nullcontext():
+            images = sampler(noise.to(device))
+        if out is None: out = torch.empty(n, *images.shape[1:])
+        out[start:start + len(noise)] = images                             # in place: never two copies
+        line(f"sampled {start + len(noise)} of {n}")
+    line("")
+    return out, time.time() - started
+
+
+# ---------------------------------------------------------------------------------------------- checkpoints
+# What keeps a training safe from kills, full disks and mistaken files. A reader of the lecture can skip it.
+
+def checkpoint_path(folder, settings, what="network"):
+    """Other settings, other name: two experiments in one folder never meet."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return Path(folder) / f"{what}-{digest[:10]}.pt"
 
 
 def resume(part, settings, model, optim, schedule):
@@ -413,64 +475,6 @@ def restore(model, weights, path, remedy="delete it, or --retrain"):
         model.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise Problem(f"{path} does not fit this network ({first_line(error)}): {remedy}")
-
-
-def checkpoint_path(folder, settings, what="network"):
-    """Other settings, other name: two experiments in one folder never meet."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return Path(folder) / f"{what}-{digest[:10]}.pt"
-
-
-def chosen(args, recipe):
-    """The recipe, where the flags of the same names do not say otherwise."""
-    return {name: value if getattr(args, name) is None else getattr(args, name) for name, value in recipe.items()}
-
-
-def train(args, lesson, recipes, noisify, images, *, build=None, loss=F.mse_loss, amp=True, **settings):
-    """The lessons' way to a trained network: the lecture's network, started, fitted and kept in the lesson's folder.
-
-    recipes: {size: {"epochs": .., "batch_size": .., "lr": ..}}. build(): another network than the size's UNet.
-    settings: what else the network depends on, such as its lesson's scales.
-    -> the network, and what every result that is made with it says of its origin (loss: that of the last 100 steps).
-    """
-    recipe = chosen(args, recipes[args.size])
-    settings |= recipe | {"lesson": lesson, "images": len(images), "data": args.data, "seed": args.seed}
-    torch.manual_seed(args.seed)
-    if build:
-        model = build()
-    else:
-        settings |= {name: getattr(args, name) for name in ("channels", "layers", "head_dim")}
-        model = init_ddpm(UNet(args.channels, args.layers, head_dim=args.head_dim))
-    model.to(args.device)
-    path = checkpoint_path(args.out_dir / lesson, settings)
-    record = fit(model, noisify, images.to(args.device), loss=loss, path=path, settings=settings, seed=args.seed,
-                 retrain=args.retrain, amp=amp, **recipe)
-    weights = hashlib.sha256(b"".join(p.cpu().numpy().tobytes() for p in model.state_dict().values())).hexdigest()[:10]
-    return model, {"network": path.stem, "weights": weights, **recipe, "loss": float(record["losses"][-100:].mean()),
-                   "train_seconds": round(record["seconds"], 1),
-                   "first_step_seconds": record["first_step"] and round(record["first_step"], 1),
-                   "trained_on": record["device"], **measured_on(args, amp)}
-
-
-@torch.no_grad()
-def generate(sampler, n, seed, device, batch=None, amp=True):
-    """-> n samples (n, 1, 32, 32), which sampler(noise) makes of batches of noise (batch, 1, 32, 32); and the seconds.
-
-    The noise is drawn on the CPU from the seed, so that every device, and a run whether it trained or not, starts from
-    the same standard normal numbers. What a sampler draws on the way is from torch's own generator, seeded here too.
-    """
-    batch = batch or (128 if device.type == "cpu" else 1024)               # 128 stay in a CPU's cache
-    torch.manual_seed(step_seed(seed, 1))                                  # not seed, which the first noise has
-    generator, line, out, started = torch.Generator().manual_seed(seed), Progress(), None, time.time()
-    for start in range(0, n, batch):
-        noise = torch.randn(min(batch, n - start), 1, 32, 32, generator=generator)
-        with reduced(device) if amp else contextlib.nullcontext():
-            images = sampler(noise.to(device))
-        if out is None: out = torch.empty(n, *images.shape[1:])
-        out[start:start + len(noise)] = images                             # in place: never two copies
-        line(f"sampled {start + len(noise)} of {n}")
-    line("")
-    return out, time.time() - started
 
 
 # ---------------------------------------------------------------------------------------------- what scripts share

@@ -11,8 +11,9 @@ scale. The cosine schedule's 3.2, which the lecture compares with, is on another
 and 3.2 cannot be compared, and their ratios to what real images score only roughly.
 
 What the small network does (two passes, seed 0, real images score 1.12; results/small/karras):
-- FID hardly sees the solver. Without fresh noise all score 19.7 (LMS) to 20.9, though the median image is off by 0.002
-  after 50 steps of Heun and by 0.054 after 20 of Euler (results/small/karras-float32). It measures the network.
+- By our scale FID hardly sees the solver. Without fresh noise all score 19.7 (LMS) to 20.9, though the median image
+  is off by 0.002 after 50 steps of Heun and by 0.054 after 20 of Euler (results/small/karras-float32). It measures the
+  network.
 - Fresh noise helps: the ancestral sampler scores 19.0 with eta 0.5 in 100 steps, 16.5 with eta 1 in 50.
 - So does --sig-data 0.66, twice the true value: 15.4. What the network is told (--log-sigma: 19.3) and the images' mean
   (--centre: 19.9) make no difference that can be told from luck: three seeds score 18.9 to 19.7.

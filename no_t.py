@@ -17,9 +17,10 @@ What the small network does (seed 0, 50 steps, eta 1; results/small/no_t):
 - The rescue as the lecture has it makes that worse, 47.3: some images end all white or all black. Early on, lesson 2's
   network cannot tell alphabar 0.001 from 0.01. Where x_t is a little too noisy it says too low an alphabar, which
   magnifies x_0_hat, which makes x_t noisier still (--trace). The lecture's limits, half the median and a bound on
-  x_0_hat of four times the images' range (--clip 4), are too wide to stop that.
+  x_0_hat of four times the images' range (--clip 4), are too wide to stop that. (That is not all: after 20 passes
+  lesson 2's network is as far off there, and a large denoiser bears it, see below.)
 - Where alphabar is predicted well the rescue works: 12.5 if it begins at t = 0.7 (--rescue late); and in 20 steps, of
-  which few are that early, 19.3 instead of 25.7 (--curve).
+  which few are that early, 19.3 instead of 25.7 (--curve), though some images are lost there.
 - A bound at the range of images (--clip 1) stops the feedback: 16.6 with the rescue, 28.5 without. But the bound itself
   costs more than the rescue gains. The steps before the last do the work: 15.5 without the last, 29.3 with nothing but
   the last (both with --clip 1).

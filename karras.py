@@ -10,7 +10,7 @@ of 1.98 in 100 evaluations, and one that remembers its last slopes (LMS) 1.76 in
 scale. The cosine schedule's 3.2, which the lecture compares with, is on another, where they score 1.9 to 2.6. So 1.98
 and 3.2 cannot be compared, and their ratios to what real images score only roughly.
 
-What the small network does (two passes, seed 0, real images score 1.12; results/small/karras):
+What the small network does (--epochs 2, seed 0, real images score 1.12; results/small/karras):
 - By our scale FID hardly sees the solver. Without fresh noise all score 19.7 (LMS) to 20.9, though the median image
   is off by 0.002 after 50 steps of Heun and by 0.054 after 20 of Euler (results/small/karras-float32). It measures the
   network.
@@ -41,7 +41,7 @@ from fid import ImageEval, beside, comparison, fashion_mnist, find_data, grid, p
 from unet import flags, generate, number, script, settle, train
 
 RECIPE = {"lecture": dict(epochs=25, batch_size=512, lr=1e-2),
-          "small": dict(epochs=2, batch_size=32, lr=4e-3),
+          "small": dict(epochs=1, batch_size=32, lr=4e-3),
           "tiny": dict(epochs=1, batch_size=32, lr=1e-2)}
 
 

@@ -1544,13 +1544,26 @@ def test_the_readme_has_the_lectures_size():
     (walked,) = records_of("lesson 4: ancestral, 100 steps, eta 1, sig data 0.66", size="lecture")
     assert said_in_the_readme(f"25 passes took {plain['train_seconds']:.0f} s")
     assert said_in_the_readme(f"100 evaluations of 2048 images take {walked['sample_seconds']:.1f} s")
-    _, trained, sampled, *_ = table("| two cores of an AMD EPYC")
-    for row, key in (trained, "train_seconds"), (sampled, "sample_seconds"):
-        now, earlier, *intel = (f"{r[key]:.0f} s" for r in kept("first-command"))
-        assert row[1:4] == [now, earlier, "; ".join(intel)], key
-    now, earlier, *_ = kept("first-command")
+    *rows, older = table("the first command |")
+    runs = kept("first-command")
+    assert [(row[2], row[3], row[5]) for row in rows] == [
+        (f"{r['train_seconds']:.0f} s", f"{r['sample_seconds']:.0f} s", f"{r['fid']:.1f}") for r in runs]
+    assert all(r["precision"] in row[0] for row, r in zip(rows, runs) if not row[0].startswith("the same"))
+    assert [r["epochs"] for r in runs] == [1, 2, 2, 2, 2, 2]
+    by_lms = next(r for r in kept("karras-float32") if karras.label(r) == "lms, 20 steps" and r["samples"] == 2048)
+    assert (older[2], older[5]) == (f"{by_lms['train_seconds']:.0f} s", f"{by_lms['fid']:.1f}")
+    one, two, now, earlier, *_ = runs
     assert earlier["weights"] == records_of("lesson 4: lms, 20 steps")[0]["weights"] != now["weights"]
     assert said_in_the_readme(f"scores {now['fid']:.1f} instead of {earlier['fid']:.1f}")
+    default, *batches_of_16 = kept("karras-one-pass")
+    assert default == one and {k: one[k] for k in karras.RECIPE["small"]} == karras.RECIPE["small"]
+    (ddim,) = [r for r in kept("dials") if (r["schedule"], r["input_scale"]) == ("cosine", 0.5)]
+    assert {k: ddim[k] for k in cosine_ddim.RECIPE["small"]} == cosine_ddim.RECIPE["small"] and ddim["steps"] == 50
+    assert said_in_the_readme(f"LMS then scores {one['fid']:.0f}, DDIM in 50 steps {ddim['fid']:.0f}")
+    assert said_in_the_readme(f"scores {one['fid']:.1f} by LMS in 20 steps, where two passes on the same machine score "
+                              f"{two['fid']:.1f}")
+    assert [(r["batch_size"], r["epochs"], f"{r['fid']:.1f}", r["lr"]) for r in batches_of_16] == [
+        (16, 1, "30.4", 4e-3), (16, 1, "29.1", 2.5e-3)]
     trained, _, sampled, _ = (r["ratio"] for r in kept("speed"))
     assert said_in_the_readme(f"training is {trained:.2f} times and sampling {sampled:.2f} times as fast")
     cells = lambda r: [f"{r['images_per_s']:.1f}", f"{r['ratio']:.2f}" + (
@@ -1558,7 +1571,8 @@ def test_the_readme_has_the_lectures_size():
     records = kept("speed-cpu", "lecture")
     assert table("training on two cores |") == [
         [intel["what"].removeprefix("training, batch 64: "), *cells(intel), *cells(amd)]
-        for intel, amd in zip(records[:3], records[3:], strict=True)]
+        for intel, amd in zip(records[:3], records[3:6], strict=True)]
+    assert said_in_the_readme("float32 trains {} images/s, {} times diffusers'".format(*cells(records[6])))
 
 
 def test_the_readme_has_three_seeds():
@@ -1629,7 +1643,8 @@ def test_the_readme_has_what_one_change_does():
                for flag, value in re.findall("--([a-z-]+) ?([0-9.]*)", command)}
         how = {"seed": 0, "rho": 7, "input_scale": 0.5, "log_sigma": False, "centre": False} | how
         how.setdefault("sig_data", round(0.66 * how["input_scale"], 6))
-        found = [r for r in kept("karras") if (r["what"], r["steps"], r["model"]) == ("lms", 20, "karras")
+        found = [r for r in kept("karras") if (r["what"], r["steps"], r["model"], r.get("epochs", 2)) == (
+                     "lms", 20, "karras", 2)
                  and all(r.get(key, False) == value for key, value in how.items())]
         assert [figures] == [[f"{r['fid']:.1f}", f"{r['kid']:.4f}"] for r in found], command
 

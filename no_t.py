@@ -11,7 +11,7 @@ not be bound to remove an exact amount at each step. Without t it trains nearly 
 DDIM with it fails: FID 22.3, and some images stay noisy. Asking lesson 2's network at every step how noisy x_t really
 is brings 3.88, where real images have 1.9 to 2.6.
 
-What the small network does (--epochs 2, seed 0, 50 steps, eta 1; results/small/no_t):
+What the small network does (two passes, seed 0, 50 steps, eta 1; results/small/no_t):
 - The losses are as close as the lecture's: 0.0389 without t, 0.0383 with it. Plain DDIM scores 14.8, where lesson 1 has
   11.0. (With eta 0 many garments are still under noise, 104.6; but so are lesson 1's, 70.9.)
 - The rescue as the lecture has it makes that worse, 47.3: some images end all white or all black. Early on, lesson 2's

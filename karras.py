@@ -21,7 +21,7 @@ What the small network does (--epochs 2, seed 0, real images score 1.12; results
 What a network of the lecture's size does (25 passes on an H200, seed 0; results/lecture/karras):
 - Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse.
 - With --sig-data 0.66 --lr 4e-3 LMS scores 3.33 and DPM++ 3.14 in 20 steps, 100 ancestral steps with eta 1 score 2.31
-  (results/lecture/karras-sig-data-0.66).
+  (results/lecture/karras-sig-data-0.66). At the lecture's peak rate, 1e-2, that training collapsed.
 - By this scale lesson 1's network is ahead of the lecture's recipe: 3.55 in 50 ancestral steps. Where the classifier
   sees images in -0.5..0.5, as in the lecture, LMS is ahead: 1.35 and 2.34.
 

@@ -1563,10 +1563,11 @@ def test_the_readme_has_the_lectures_size():
     assert [(row[2], row[3], row[5]) for row in rows] == [
         (f"{r['train_seconds']:.0f} s", f"{r['sample_seconds']:.0f} s", f"{r['fid']:.1f}") for r in runs]
     assert all(r["precision"] in row[0] for row, r in zip(rows, runs) if not row[0].startswith("the same"))
-    assert [r["epochs"] for r in runs] == [1, 2, 2, 2, 2, 2]
+    assert [r["epochs"] for r in runs] == [1, 1, 2, 2, 2, 2, 2]
     by_lms = next(r for r in kept("karras-float32") if karras.label(r) == "lms, 20 steps" and r["samples"] == 2048)
     assert (older[2], older[5]) == (f"{by_lms['train_seconds']:.0f} s", f"{by_lms['fid']:.1f}")
-    one, two, now, earlier, *_ = runs
+    one, again, two, now, earlier, *_ = runs
+    assert again["weights"] == one["weights"]
     assert earlier["weights"] == records_of("lesson 4: lms, 20 steps")[0]["weights"] != now["weights"]
     assert said_in_the_readme(f"scores {now['fid']:.1f} instead of {earlier['fid']:.1f}")
     default, *batches_of_16 = kept("karras-one-pass")
@@ -1593,6 +1594,9 @@ def test_the_readme_has_the_lectures_size():
         [intel["what"].removeprefix("training, batch 64: "), *cells(intel), *cells(amd)]
         for intel, amd in zip(records[:3], records[3:6], strict=True)]
     assert said_in_the_readme("float32 trains {} images/s, {} times diffusers'".format(*cells(records[6])))
+    again, (rate, ratio) = records[8], cells(records[8])
+    assert said_in_the_readme("in {} rounds, {} images/s, {}; half of them between {:.2f} and {:.2f})".format(
+        again["rounds"], rate, ratio[:-1], *again["ratio_quartiles"]))
 
 
 def test_the_readme_has_three_seeds():

@@ -1573,9 +1573,15 @@ def test_the_readme_has_the_lectures_size():
     assert earlier["weights"] == records_of("lesson 4: lms, 20 steps")[0]["weights"] != now["weights"]
     assert said_in_the_readme(f"scores {now['fid']:.1f} instead of {earlier['fid']:.1f}")
     (default, *_), batches_of_16 = ([r for r in kept("karras-one-pass") if r["batch_size"] == n] for n in (32, 16))
-    lost = [r["fid"] - records_of(f"lesson 4: {karras.label(r)}")[0]["fid"] for r in kept("karras-one-pass")
+    both = [(r, records_of(f"lesson 4: {karras.label(r)}")[0]) for r in kept("karras-one-pass")
             if r["weights"] == one["weights"]]
-    assert len(lost) == 8 and 10 <= min(lost) and max(lost) <= 12
+    assert len(both) == 8 and all(10 <= once["fid"] - twice["fid"] <= 12 for once, twice in both)
+    orders = [[r["what"] for r in sorted(column, key=lambda r: r["fid"]) if r["eta"] is None] for column in zip(*both)]
+    assert [order.index("dpmpp_2m") + 1 for order in orders] == [5, 3]
+    assert [[what for what in order if what != "dpmpp_2m"] for order in orders] == 2 * [
+        ["lms", "euler", "heun", "euler", "heun"]]
+    assert said_in_the_readme("up to {:.0f} in 100".format(max(
+        r["sample_seconds"] for r, _ in both if r["evaluations"] <= 100) / 60))
     assert default == one and {k: one[k] for k in karras.RECIPE["small"]} == karras.RECIPE["small"]
     assert said_in_the_readme(f"LMS then scores {one['fid']:.0f})")
     assert said_in_the_readme(f"scores {one['fid']:.1f} by LMS in 20 steps, where two passes on the same machine score "

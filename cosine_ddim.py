@@ -134,8 +134,8 @@ def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
 
 # ---------------------------------------------------------------------------------------------- the schedule's dials
 # "On the importance of noise scheduling for diffusion models" (Chen 2023), to which the lecture comes after lesson 3:
-# leave it out at first. Dial one is the schedule, gamma(t) in the paper: our alphabar. Dial two is b, a number to scale
-# the images with: less image in the same noise.
+# skip it on a first reading. Dial one is the schedule, gamma(t) in the paper: our alphabar. Dial two is b, a number to
+# scale the images with: less image in the same noise.
 
 def noise_schedule(name="cosine", start=None, end=None, tau=None):
     """-> (gamma(t), its inverse), from 1 at t = 0 to 0 at t = 1, cut off at 1e-9 (Chen 2023, section 2.1).
@@ -177,8 +177,8 @@ def pooled(x0, k, t, abar=abar):
     """Images (N, 1, H, W) noised at k times the size, at times t (N,), and average-pooled by k: (N, 1, H, W).
 
     The image is what it was, but k * k independent numbers were averaged in each pixel's noise: log-SNR rises by
-    2 ln k. That is why a larger image needs more noise to be an equally hard question. b shifts it by 2 ln b, hence a
-    rule of thumb for b: for images k times as large take b / k.
+    2 ln k. That is why a larger image needs more noise to be an equally hard question. b shifts it by 2 ln b: so for
+    images k times as large b / k makes up for it, if a larger image has no more detail.
     """
     (x_t, _), _ = noisify(F.interpolate(x0, scale_factor=k, mode="nearest"), t, abar)
     return F.avg_pool2d(x_t, k)

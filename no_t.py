@@ -83,7 +83,7 @@ def near_median(a):
 
 # At which times t alphabar is predicted. "late" is ours: where it is predicted well.
 RESCUES = {"none": lambda t: False, "every": lambda t: True, "last": lambda t: t == 0, "but-last": lambda t: t > 0,
-           "late": lambda t: t < 0.7}
+           "late": lambda t: t <= 0.7}
 
 
 def sample(find_noise, find_abar, x, ts, eta=1.0, clip=CLIP * INPUT_SCALE, rescue="every"):
@@ -202,7 +202,7 @@ def main(argv=None):
     add("--steps", type=number(int, 2, 1000), help="steps of DDIM (default 100; 20 with --curve and --trace)")
     add("--eta", type=number(float, 0, 1), help="fresh noise on the way, 0 to 1 (default 1)")
     add("--rescue", choices=RESCUES,
-        help="when alphabar is predicted; late: at t < 0.7 (default: none, then every, then every with --clip 1)")
+        help="when alphabar is predicted; late: from t = 0.7 on (default: none, then every, then every with --clip 1)")
     add("--clip", type=number(float, 0.01, 1000), help="bound on x_0_hat: 1 is its range (default 4, the rescue's)")
     shows = parser.add_mutually_exclusive_group()
     shows.add_argument("--compare", action="store_true", help="all rescues, and three eta, in one table")
@@ -215,7 +215,8 @@ def main(argv=None):
     args.eta = 1.0 if args.eta is None else args.eta
     args.steps = args.steps or (20 if args.curve or args.trace else 100)
     if args.compare: trials = COMPARED
-    elif args.rescue or args.clip: trials = [(args.rescue or "every", args.eta, args.clip or CLIP)]
+    elif args.rescue: trials = [(args.rescue, args.eta, args.clip or CLIP)]
+    elif args.clip: trials = [(rescue, args.eta, args.clip) for rescue in ("none", "every")]
     else: trials = [("none", args.eta, CLIP), ("every", args.eta, CLIP), ("every", args.eta, 1.0)]
     args.clip = args.clip or CLIP
     settle(parser, args)

@@ -1589,6 +1589,8 @@ def test_the_readme_has_the_lectures_size():
     assert [order.index("dpmpp_2m") + 1 for order in orders] == [5, 3]
     assert [[what for what in order if what != "dpmpp_2m"] for order in orders] == 2 * [
         ["lms", "euler", "heun", "euler", "heun"]]
+    assert said_in_the_readme("takes {:.0f} minutes to train and {:.0f} to sample".format(
+        one["train_seconds"] / 60, sum(r["sample_seconds"] for r, _ in both if r["eta"] != 1 and not r["churn"]) / 60))
     assert said_in_the_readme("up to {:.0f} for 100".format(max(
         r["sample_seconds"] for r, _ in both if r["evaluations"] <= 100) / 60))
     assert default == one and {k: one[k] for k in karras.RECIPE["small"]} == karras.RECIPE["small"]

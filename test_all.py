@@ -1525,6 +1525,12 @@ def test_the_overview_has_the_lessons_scores():
         small, large = (name.replace("50 or 100", steps) for steps in ("50", "100"))
         found = records_of(small, one_pass="lesson 4" in name), records_of(large, size="lecture")
         assert figures == [shown(r[0], digits) if r else "-" for r, digits in zip(found, (1, 2))], name
+    (ddim,), (lms,) = (records_of(name, size="lecture") for name in
+                       ("lesson 1: ddim, 100 steps, eta 1", "lesson 4: lms, 20 steps"))
+    assert said_in_the_readme(f"Their FID is {ddim['fid']:.2f}, where real images score {ddim['floor']:.2f}.")
+    halved = next(r for r in kept("half-range", "lecture") if (r["range"], r["what"]) == (0.5, "lms, 20 steps"))
+    assert said_in_the_readme(f"The lecture's network scores {lms['fid']:.2f}.") and said_in_the_readme(
+        f"On such a scale its network scores [{halved['fid']:.2f}](#karras-or-cosine) here.")
 
 
 def said_in_the_readme(sentence):
@@ -1648,7 +1654,8 @@ def test_the_readme_has_lesson_2s_errors():
     assert table("mean error of alphabar") == [
         [f"asked for {r['what']}", *(f"{mean:.4f}" for mean, _ in r["errors"]), f"{r['mae']:.4f}"]
         for r in kept("noise_pred")]
-    (logit, _), (large,) = kept("noise_pred"), kept("noise_pred", "lecture")
+    (logit, plain), (large,) = kept("noise_pred"), kept("noise_pred", "lecture")
+    assert said_in_the_readme(f"its mean error is {plain['mae']:.4f}, with the logit {logit['mae']:.4f}.")
     assert said_in_the_readme(f"{logit['test_loss']:.3f} on test images (the lecture 0.075), and with the lecture's 20 "
                               f"passes {large['test_loss']:.3f}")
     off = {level: squared for level, (_, squared) in zip(logit["levels"], logit["errors"])}
@@ -1697,6 +1704,9 @@ def test_the_readme_has_what_one_change_does():
         assert [figures] == [[f"{r['fid']:.1f}", f"{r['kid']:.4f}", f"{two['fid']:.1f}"] for r, two in
                              zip(once, twice, strict=True)], command
         scores[command.strip("`")] = once[0], twice[0]
+    fids = [r["fid"] for command in ("--sig-data 0.66", "none") for r in scores[command]]
+    assert said_in_the_readme("scores {:.1f} instead of {:.1f}, after two passes {:.1f} instead of {:.1f}.".format(
+        *(fids[i] for i in (0, 2, 1, 3))))
     columns = list(zip(*(scores[command] for command in ("--rho 3", "--rho 5", "none"))))
     assert all([r["fid"] for r in column] == sorted(r["fid"] for r in column) for column in columns)
     assert said_in_the_readme("From 3 to 7 solver error falls ({:.3f}, {:.3f}, {:.3f}), but the scores rise, by both "

@@ -302,25 +302,25 @@ def main(argv=None):
         parser.error("--compare sets these itself: --steps, --eta, --spacing, --clip")
     trial = tuple(usual if value is None else value for value, usual in zip(given, (100, 1.0, "uniform", None)))
     args.dials = (args.schedule, args.start, args.end, args.tau)
-    abar, _ = noise_schedule(*args.dials)
+    gamma, _ = noise_schedule(*args.dials)                                 # abar, unless a dial is turned
     settle(parser, args)
     args.data = find_data(args.data, args.data_dir)
-    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
+    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.count)
 
-    images, _ = fashion_mnist(args.data_dir, True, args.data, args.images)
+    images, _ = fashion_mnist(args.data_dir, True, args.data, args.count)
     test = (fashion_mnist(args.data_dir, False, args.data, 25)[0] * args.input_scale).to(args.device)
-    show_noising(args.folder, test, abar, args.input_scale, args.seed)
+    show_noising(args.folder, test, gamma, args.input_scale, args.seed)
     model, origin = network(args, images.mul_(args.input_scale), args.dials, args.input_scale, args.normalise)
     print(f"loss of the last 100 steps {origin['loss']:.4f}, after {origin['train_seconds']:.0f} s of training on "
           f"{origin['trained_on']} (lecture: 0.033, cosine and b 0.5, after 25 epochs of its network)")
 
     find_noise = lambda x_t, t: model(unit_variance(x_t) if args.normalise else x_t, t).float()
-    show_one_step(args.folder, find_noise, test[:19], abar, args.input_scale, args.seed)
+    show_one_step(args.folder, find_noise, test[:19], gamma, args.input_scale, args.seed)
     trials = COMPARED if args.compare else [trial]
-    records = [try_ddim(args, find_noise, origin, evaluate, abar, *trial) for trial in trials]
+    records = [try_ddim(args, find_noise, origin, evaluate, gamma, *trial) for trial in trials]
     show_dials(args.folder, test[:1] / args.input_scale, args.seed)
     print("The lecture's figures are on a scale where its real images scored 1.9 to 2.6.")
-    comparison(records, label, lambda r: LECTURE.get(label(r), "-"), args.folder)
+    comparison(records, label, LECTURE, args.folder)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageDraw, ImageFont
 
-from unet import (Problem, Progress, alone, checkpoint_path, chosen, device_name, first_line, fit, flags,
-                  load_checkpoint, measured_on, read_results, restore, save_atomically, script, settle, writable)
+from unet import (Problem, alone, checkpoint_path, chosen, device_name, first_line, fit, flags, load_checkpoint,
+                  measured_on, progress, read_results, restore, save_atomically, script, settle, writable)
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 WEIGHTS = Path(__file__).parent / "weights" / "fid.pt"
@@ -135,9 +135,8 @@ def retrain(args):
     """Train the classifier on the real images and pin it in float16. Shifts and mirror images make the set larger."""
     if args.size == "tiny" or args.data == "drawn":
         raise Problem("--retrain takes the whole of the real Fashion-MNIST: no --size tiny, no drawn clothes")
-    find_data("fashion", args.data_dir)
     writable(WEIGHTS.parent)
-    images, labels = fashion_mnist(args.data_dir, True, "fashion", args.images)
+    images, labels = fashion_mnist(args.data_dir, True, "fashion")
     test_images, test_labels = fashion_mnist(args.data_dir, False, "fashion")
 
     def augment(x, y):
@@ -250,8 +249,8 @@ class ImageEval:
 
     def measure_reals(self, data_dir, samples, count):
         images, _ = fashion_mnist(data_dir, False, self.data, count)
-        real, line = self.features(images), Progress()
-        line(f"measuring what {samples} real images score, once ...", end=True)
+        real = self.features(images)
+        progress(f"measuring what {samples} real images score, once ...", end=True)
         train, random = fashion_mnist(data_dir, True, self.data, count)[0], np.random.default_rng(0)
         if samples > len(train):
             raise Problem(f"{samples} images cannot be compared with as many of {len(train)} real ones")
@@ -298,31 +297,32 @@ def describe(score):
             f"real images score FID {score['floor']:.2f} +- {score['floor_sd']:.2f}{stand_in(score['data'])}")
 
 
-def report(label, record, images, folder):
+def report(name, record, images, folder):
     """Say what a sampler's result is, put it into results.json, and draw the first of its images."""
-    if record["seed"]: label += f", seed {record['seed']}"                 # 0 goes without saying
-    print(f"{label}, {record['sample_seconds']:.0f} s: {describe(record)}\n    "
+    if record["seed"]: name += f", seed {record['seed']}"                  # 0 goes without saying
+    print(f"{name}, {record['sample_seconds']:.0f} s: {describe(record)}\n    "
           + ", ".join(f"{n} {kind}" for n, kind in zip(record["classes"], CLASSES)))
-    title = f"{label}, FID {record['fid']:.2f}{stand_in(record['data'])}"
-    grid(images[:64], None, 16, title=title).save(folder / f"samples-{label.replace(',', '').replace(' ', '-')}.png")
+    title = f"{name}, FID {record['fid']:.2f}{stand_in(record['data'])}"
+    grid(images[:64], None, 16, title=title).save(folder / f"samples-{name.replace(',', '').replace(' ', '-')}.png")
     save_results(folder, [record])
 
 
 def comparison(records, label, lecture, folder):
-    """A script's last words: its results as a table, beside lecture(record), the lecture's figure or "-"; where the
-    pictures are; and the last result once more. label(record) puts its settings in words."""
+    """A script's last words: its results as a table, beside the lecture's figures, and where the pictures are.
+
+    label(record) puts a result's settings in words; lecture has its figures, and their multiples, by such words.
+    """
     rows = [("", "evaluations", "FID", "x floor", "lecture", "KID", "residual noise", "solver error")]
     for r in records:
-        rows.append((label(r), str(r["evaluations"]), f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", lecture(r),
-                     f"{r['kid']:.4f}", f"{r['border']:.4f}",
+        rows.append((label(r), str(r["evaluations"]), f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}",
+                     lecture.get(label(r), "-"), f"{r['kid']:.4f}", f"{r['border']:.4f}",
                      "-" if r.get("solver_error_median") is None else f"{r['solver_error_median']:.4f}"))
     if not any("solver_error_median" in r for r in records): rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) + 2 for column in zip(*rows)]
     for name, *cells in rows: print(name.ljust(widths[0]) + "".join(map(str.rjust, cells, widths[1:])))
     print(f"Floor: {records[0]['samples']} real images score {records[0]['floor']:.2f} +- {records[0]['floor_sd']:.2f}"
           f"{stand_in(records[0]['data'])}.\nDifferences of less than twice the +- mean nothing, and two networks of "
-          "one recipe may differ by more.\n"
-          f"Pictures and results.json are in {folder}. {label(records[-1])}: {describe(records[-1])}")
+          f"one recipe may differ by more.\nPictures and results.json are in {folder}.")
 
 
 # What tells one result from another; a new one replaces the one that agrees in all of these.
@@ -362,16 +362,24 @@ def grid(images, captions=None, columns=8, zoom=2, title=None):
     return picture
 
 
+def scaled(values, log):
+    """Values as an axis has them, their log10 where it is logarithmic; NaN, which is not drawn, where there is none."""
+    values = np.asarray(values, float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if log: values = np.log10(values)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
 def ticks(low, high, log):
-    """A few round numbers from low to high."""
+    """A few round numbers on an axis from low to high (see scaled) -> [(where, text)]."""
     if log:
-        found = [m * 10.0 ** e for e in range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-                 for m in (1, 2, 5)]
-        found = [value for value in found if low * 0.999 <= value <= high * 1.001]
-        return found if len(found) <= 9 else [v for v in found if f"{v:e}".startswith("1.0")]
+        found = [m * 10.0 ** e for e in range(int(np.floor(low)), int(np.ceil(high)) + 1) for m in (1, 2, 5)]
+        found = [v for v in found if low - 1e-3 <= np.log10(v) <= high + 1e-3]
+        if len(found) > 9: found = [v for v in found if f"{v:e}".startswith("1.0")]
+        return [(float(np.log10(v)), f"{v:g}") for v in found]
     step = 10.0 ** np.floor(np.log10((high - low) / 4))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 6)
-    return [float(value) for value in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
+    return [(float(v), f"{v:g}") for v in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
 
 
 def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 400), names_below=False):
@@ -380,33 +388,32 @@ def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 4
     height = size[1] + names_below * (16 * len(series) + 8)
     font, picture = ImageFont.load_default(12), Image.new("RGB", (size[0], height), "white")
     draw = ImageDraw.Draw(picture)
-    series = [(name, np.asarray(xs, float), np.asarray(ys, float), kind) for name, xs, ys, kind in series]
+    series = [(name, scaled(xs, log_x), scaled(ys, log_y), kind) for name, xs, ys, kind in series]
     limits = []
     for axis, log in ((1, log_x), (2, log_y)):
         values = np.concatenate([one[axis] for one in series])
-        values = values[np.isfinite(values) & ((values > 0) | (not log))]
-        low, high = values.min(), values.max()
+        low, high = np.nanmin(values), np.nanmax(values)
         if axis == 2 and not log: low = min(low, 0.0)
-        if low == high: low, high = (low / 2, high * 2) if log else (low - 1, high + 1)
-        if axis == 2 or any(kind != "line" for *_, kind in series):      # some room around
-            room = 0.05 * (np.log(high / low) if log else high - low)
-            low, high = (low / np.exp(room), high * np.exp(room)) if log else (low and low - room, high + room)
+        if low == high: low, high = low - 1, high + 1
+        if axis == 2 or any(kind != "line" for *_, kind in series):        # some room around
+            room = 0.05 * (high - low)
+            if low != 0 or log: low -= room                                # a chart from 0 on stands on its axis
+            high += room
         limits.append((low, high))
-    place = lambda v, lo, hi, log: (np.log(v / lo) / np.log(hi / lo)) if log else (v - lo) / (hi - lo)
-    to_x = lambda v: left + place(v, *limits[0], log_x) * (right - left)
-    to_y = lambda v: bottom - place(v, *limits[1], log_y) * (bottom - top)
-    for v in ticks(*limits[0], log_x):
+    to_x = lambda v: left + (v - limits[0][0]) / (limits[0][1] - limits[0][0]) * (right - left)
+    to_y = lambda v: bottom - (v - limits[1][0]) / (limits[1][1] - limits[1][0]) * (bottom - top)
+    for v, text in ticks(*limits[0], log_x):
         draw.line((to_x(v), top, to_x(v), bottom), PALE)
-        draw.text((to_x(v), bottom + 10), f"{v:g}", INK, font, anchor="mm")
-    for v in ticks(*limits[1], log_y):
+        draw.text((to_x(v), bottom + 10), text, INK, font, anchor="mm")
+    for v, text in ticks(*limits[1], log_y):
         draw.line((left, to_y(v), right, to_y(v)), PALE)
-        draw.text((left - 6, to_y(v)), f"{v:g}", INK, font, anchor="rm")
+        draw.text((left - 6, to_y(v)), text, INK, font, anchor="rm")
     for i, (name, *_) in enumerate(series):                                # first, so that it hides nothing
         x, y, anchor = (left, size[1] + 16 * i, "la") if names_below else (right - 8, top + 6 + 16 * i, "ra")
         draw.text((x, y), name, COLOURS[i % len(COLOURS)], font, anchor=anchor)
     for i, (name, xs, ys, kind) in enumerate(series):
         colour = COLOURS[i % len(COLOURS)]
-        points = [(to_x(x), to_y(y)) for x, y in zip(xs, ys) if np.isfinite(y) and (y > 0 or not log_y)]
+        points = [(to_x(x), to_y(y)) for x, y in zip(xs, ys) if np.isfinite(y)]
         if kind == "line": draw.line(points, colour, 2)
         for j, (x, y) in enumerate(points):
             if kind == "points":                                           # rings, so that those in one place show
@@ -512,9 +519,9 @@ def main(argv=None):
         parser.error("--epochs, --batch-size and --lr belong to --retrain")
     settle(parser, args)
     if args.retrain: return retrain(args)
-    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.folder, args.images)
+    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.folder, args.count)
     n, random, note = args.samples, np.random.default_rng(args.seed), stand_in(evaluate.data)
-    train, _ = fashion_mnist(args.data_dir, True, evaluate.data, args.images)
+    train, _ = fashion_mnist(args.data_dir, True, evaluate.data, args.count)
     some = lambda count: train[torch.from_numpy(random.choice(len(train), count, replace=False))]
     images, about = some(n), measured_on(args, amp=False)
     print(f"the classifier names {evaluate.pinned['accuracy']:.2%} of the real test images rightly")

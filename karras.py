@@ -10,14 +10,12 @@ of 1.98 in 100 evaluations, and one that remembers its last slopes (LMS) 1.76 in
 scale. The cosine schedule's 3.2, which the lecture compares with, is on another, where they score 1.9 to 2.6. So 1.98
 and 3.2 cannot be compared, and their ratios to what real images score only roughly.
 
-What the small network does (one pass, seed 0, real images score 1.12; results/small/karras-one-pass), and in brackets
-after two (--epochs 2; results/small/karras):
-- By our scale FID hardly sees the solver. Without fresh noise all score 30.9 (LMS) to 32.1 (19.7 to 20.9), though the
-  median image is off by 0.002 after 50 steps of Heun and by 0.059 after 20 of Euler. FID measures the network.
-- Fresh noise helps: the ancestral sampler scores 29.4 with eta 0.5 in 100 steps, 27.4 with eta 1 in 50 (19.0, 16.5).
-- So does --sig-data 0.66, twice the true value: 28.4 (15.4). It does not matter whether the network is told sigma or
-  its logarithm (--log-sigma: 30.9, 19.3; three seeds score 30.9 to 32.5, 18.9 to 19.7), and to take the images' mean
-  off gains nothing (--centre: 34.6, 19.9).
+What the small network does (one pass, seed 0, real images score 1.12; results/small/karras-one-pass):
+- By our scale FID hardly sees the solver. Without fresh noise all score 30.9 (LMS) to 32.1, though the median image is
+  off by 0.002 after 50 steps of Heun and by 0.059 after 20 of Euler. FID measures the network.
+- Fresh noise helps: the ancestral sampler scores 29.4 with eta 0.5 in 100 steps, 27.4 with eta 1 in 50.
+- So does --sig-data 0.66, twice the true value: 28.4. It does not matter whether the network is told sigma or its
+  logarithm (--log-sigma: 30.9), and to take the images' mean off gains nothing (--centre: 34.6).
 
 What a network of the lecture's size does (25 passes on an H200, seed 0; results/lecture/karras):
 - Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse.
@@ -52,13 +50,13 @@ RECIPE = {"lecture": dict(epochs=25, batch_size=512, lr=1e-2),
 P_MEAN, P_STD = -1.2, 1.2                                                  # of ln sigma, by their names in the paper
 
 
-def draw_sigmas(n, device="cpu", mean=P_MEAN, sd=P_STD):
+def draw_sigmas(n, device="cpu"):
     """(n,) noise levels to train on, with ln sigma normally distributed (table 1, "noise distribution").
 
     With next to no noise there is little to learn, and with next to no picture only what the mean picture looks like.
     Most is to be learnt in between, where most draws should fall (figure 5a, and our loss-by-sigma.png).
     """
-    return (torch.randn(n, device=device) * sd + mean).exp()
+    return (torch.randn(n, device=device) * P_STD + P_MEAN).exp()
 
 
 # ---------------------------------------------------------------------------------------------- what to ask the network
@@ -275,8 +273,8 @@ def denoise_epsilon(model, x, sig):
     Karras et al. 2022, table 1, columns "VP" and "iDDPM + DDIM": older models fit the frame with c_skip 1, c_out -sig,
     c_in 1 / sqrt(sig^2 + 1) and, as what the network is told of the noise, the time whose alphabar is c_in^2. For x is
     x_t / sqrt(abar), which has sig^2 = (1 - abar) / abar. So any sampler here takes them, without new training. But
-    c_out -sig magnifies the network's errors where noise is high. With our small network LMS and Heun leave noise in
-    the pictures, and the ancestral sampler ends clean: our guess why stands above cosine_ddim.ddim_step.
+    c_out -sig magnifies the network's errors where noise is high, and some samplers leave noise in the pictures: see
+    the comment above cosine_ddim.ddim_step.
     """
     c_in = 1 / math.sqrt(sig ** 2 + 1)
     t = cosine_ddim.inv_abar(torch.tensor(c_in ** 2, dtype=torch.float64))
@@ -285,11 +283,11 @@ def denoise_epsilon(model, x, sig):
 
 # ---------------------------------------------------------------------------------------------- the lesson
 
-# The lecture's own FIDs. Its real images scored 0.50, on a scale where images are in -0.5..0.5. Only the order of
-# magnitude of their multiples of that can be compared with ours.
-LECTURE = {"euler, 100 steps": 1.98, "ancestral, 100 steps, eta 0.5": 1.53, "heun, 100 steps": 0.95,
-           "heun, 50 steps": 0.97, "heun, 20 steps": 1.23, "lms, 20 steps": 1.76}
-LECTURE_FLOOR = 0.50
+# The lecture's own FIDs, on a scale where images are in -0.5..0.5 and its real images scored 0.50; in brackets, over
+# that. Only the order of magnitude of these multiples can be compared with ours.
+LECTURE = {"euler, 100 steps": "1.98 (4.0 x)", "ancestral, 100 steps, eta 0.5": "1.53 (3.1 x)",
+           "heun, 100 steps": "0.95 (1.9 x)", "heun, 50 steps": "0.97 (1.9 x)", "heun, 20 steps": "1.23 (2.5 x)",
+           "lms, 20 steps": "1.76 (3.5 x)"}
 
 GOAL_STEPS = 100                # noise levels of LMS on the way to the ends that count as exact
 
@@ -431,8 +429,6 @@ def try_sampler(args, denoiser, origin, evaluate, exact, name, steps, options):
               "log_sigma": args.log_sigma, "centre": args.centre, **evaluate.score(images),
               "solver_error": error, "solver_error_median": median, "sample_seconds": round(seconds, 1), **origin}
     report(label(record), record, images, args.folder)
-    print(f"    {record['evaluations']} evaluations of the network"
-          + ("" if median is None else f", solver error of the median image {median:.4f}, over all {error:.4f}"))
     return record
 
 
@@ -448,12 +444,6 @@ def show_paths(folder, denoiser, rho, input_scale, device, seed):
         pictures += [x / max(sig, input_scale) for x, sig in zip(path, shown)]
     grid(torch.cat(pictures), [f"{sig:.2g}" for sig in shown] * len(SAMPLERS), len(shown),
          title="from noise to clothes, by sigma; from above: " + ", ".join(SAMPLERS)).save(folder / "paths.png")
-
-
-def lecture(record):
-    """The lecture's figure for the same sampler, and how many times what its real images scored."""
-    found = LECTURE.get(label(record))
-    return f"{found:.2f} ({found / LECTURE_FLOOR:.1f} x)" if found else "-"
 
 
 def show_comparison(folder, records):
@@ -524,8 +514,8 @@ def main(argv=None):
     args.sig_data = args.sig_data or round(0.66 * args.input_scale, 6)
     settle(parser, args)
     args.data = find_data(args.data, args.data_dir)
-    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.images)
-    images, _ = fashion_mnist(args.data_dir, True, args.data, args.images)
+    evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.count)
+    images, _ = fashion_mnist(args.data_dir, True, args.data, args.count)
 
     if args.model == "karras":
         denoiser, origin = learn(args, images)
@@ -533,15 +523,14 @@ def main(argv=None):
         model, origin = cosine_ddim.network(args, images.mul_(args.input_scale), input_scale=args.input_scale)
         denoiser = lambda x, sig: denoise_epsilon(model, x, sig)
     show_schedule(args.folder, args.steps, args.rho)
-    exact = exact_ends(args, denoiser) if any(not any(options.values()) for *_, options in trials) else None
+    exact = exact_ends(args, denoiser) if any(not any(fresh.values()) for *_, fresh in trials) else None
     records = [try_sampler(args, denoiser, origin, evaluate, exact, *trial) for trial in trials]
     if args.compare:
         show_paths(args.folder, denoiser, args.rho, args.input_scale, args.device, args.seed)
         show_comparison(args.folder, records)
-    print(f"The lecture's real images scored {LECTURE_FLOOR:.2f} on the scale of its figures: of the multiples compare "
-          "only the order of magnitude.\nIts LMS was called with order 3 and sigma_max 20; the order of 4 is its "
-          "function's default.")
-    comparison(records, label, lecture, args.folder)
+    print("The lecture's real images scored 0.50 on the scale of its figures: of the multiples compare only the order\n"
+          "of magnitude. Its LMS was called with order 3 and sigma_max 20; the order of 4 is its function's default.")
+    comparison(records, label, LECTURE, args.folder)
 
 
 if __name__ == "__main__":

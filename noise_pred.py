@@ -108,7 +108,7 @@ def show_baselines(x0):
         pred, actual, _ = guess(Constant(answer), x0)
         print(f"always answering {answer:g}: loss {flat_mse(pred, actual):.2f} in a pass over {len(x0)} test images, "
               f"{F.mse_loss(torch.full_like(batch, answer), batch):.2f} on a batch, {expected:.2f} expected"
-              + " (the lecture's 3.5)" * (answer == 0.5))
+              + (" (the lecture's 3.5)" if answer == 0.5 else ""))
     column = batch[:, None]                                                # the right answer, as a network shapes it
     print(f"the right answer as (N, 1) against (N,): {(column - batch).square().mean():.2f} where (N, N) differences "
           f"are averaged, {flat_mse(column, batch):.2f} flattened")
@@ -169,8 +169,8 @@ def main(argv=None):
     if args.samples: parser.error("--samples: nothing is sampled in this lesson")
     settle(parser, args)
     args.data = find_data(args.data, args.data_dir)
-    x0 = fashion_mnist(args.data_dir, True, args.data, args.images)[0].mul_(INPUT_SCALE)
-    test = fashion_mnist(args.data_dir, False, args.data, args.images)[0].mul_(INPUT_SCALE)
+    x0 = fashion_mnist(args.data_dir, True, args.data, args.count)[0].mul_(INPUT_SCALE)
+    test = fashion_mnist(args.data_dir, False, args.data, args.count)[0].mul_(INPUT_SCALE)
     torch.manual_seed(args.seed)
     show_question(args.folder, test[:25])
     show_baselines(test)
@@ -189,8 +189,9 @@ def main(argv=None):
                          "logit_mse": flat_mse(pred.logit(), actual.logit()).item(),
                          "levels": LEVELS, "errors": errors(model, test[:1000], target), "data": args.data, **origin}
         save_results(args.folder, [table[target]])
+        lecture = " (lecture: 0.075)" if target == "logit" else ""
         print(f"asked for {target}: mean squared error of that {train_loss:.4f} on images of the training set, "
-              f"{test_loss:.4f} on the test images{' (lecture: 0.075)' * (target == 'logit')}; mean error of alphabar "
+              f"{test_loss:.4f} on the test images{lecture}; mean error of alphabar "
               f"{table[target]['mae']:.4f}; {origin['train_seconds']:.0f} s of training on {origin['trained_on']}"
               f"{stand_in(args.data)}")
     print("error at alphabar of          " + "".join(f"{level:8g}" for level in LEVELS))

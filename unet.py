@@ -74,8 +74,10 @@ def attend(q, k, v):
     if q.dtype == torch.bfloat16 and pixels <= 8 * d:
         return (q * d ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(q.dtype) @ v
     with torch.autocast("cpu", enabled=False):
-        # Among many pixels heads of 8 channels are slower than of 16, so zeros are appended, which change no product.
-        q, k, v = (F.pad(a.float(), (0, -d % 16 if pixels > 64 else 0)) for a in (q, k, v))
+        q, k, v = q.float(), k.float(), v.float()
+        if pixels > 64 and "AuthenticAMD" in processor():
+            # There heads of 8 channels are slower than of 16, so zeros are appended, which change no product.
+            q, k, v = (F.pad(a, (0, -d % 16)) for a in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, scale=d ** -0.5)[..., :d]
 
 
@@ -211,21 +213,27 @@ def init_ddpm(model):
 # ---------------------------------------------------------------------------------------------- fitting it
 
 @functools.cache
+def processor():
+    """What Linux says of the CPU, its vendor and its abilities; elsewhere nothing."""
+    cpu = Path("/proc/cpuinfo")
+    return cpu.read_text() if cpu.exists() else ""
+
+
+@functools.cache
 def has_matrix_units(kind):
-    """Whether devices of this kind multiply matrices in bfloat16 much faster: recent CUDA GPUs do, and some x86 CPUs."""
+    """Whether devices of this kind multiply matrices in bfloat16 much faster: recent CUDA GPUs and some x86 CPUs do."""
     if kind == "cuda": return torch.cuda.get_device_capability() >= (8, 0)
-    if kind != "cpu" or not Path("/proc/cpuinfo").exists(): return False
-    cpu = Path("/proc/cpuinfo").read_text()
     # Intel's need AMX for it: with AVX-512 alone they take bfloat16 at half the speed of float32, AMD's do not.
-    return "amx_bf16" in cpu or ("avx512_bf16" in cpu and "AuthenticAMD" in cpu)
+    return kind == "cpu" and ("amx_bf16" in processor()
+                              or "avx512_bf16" in processor() and "AuthenticAMD" in processor())
 
 
 torch.backends.cudnn.allow_tf32 = False                    # what is called float32 here is that on every GPU
 
 
-def reduced(device):
+def reduced(device, amp=True):
     """Matrix products in bfloat16 where there are units for it; weights, and sums in a loss, stay float32."""
-    units = has_matrix_units(device.type)
+    units = amp and has_matrix_units(device.type)
     return torch.autocast(device.type, torch.bfloat16) if units else contextlib.nullcontext()
 
 
@@ -255,7 +263,8 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     """The one training loop: Adam under a one-cycle rate (Smith 2018), everything resident on the model's device.
 
     noisify(x0) -> (inputs, target), or noisify(x0, labels) where labels are given; inputs is a tuple: model(*inputs).
-    images: (N, 1, H, W); batches of batch_size, the incomplete last one of an epoch left out. amp: see reduced.
+    images: (N, 1, H, W); batches of batch_size, the incomplete last one of an epoch left out. amp: in bfloat16
+    where the device gains by it (see reduced), and compiled on a GPU; without, in float32 as it stands.
     path: where the finished network is kept and found again; an unfinished one is beside it, as .part (.retrain with
     retrain=True). settings: what a checkpoint must agree in to be used, a dictionary of plain values.
     -> {"losses": (steps,), "seconds": of training and compiling, "first_step": of the first step, where what compiles
@@ -263,8 +272,9 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     belongs to other settings, and where the loss is not finite.
     """
     device, path = next(model.parameters()).device, path and Path(path)
-    slow = amp and device.type == "cpu" and has_matrix_units("cpu")        # bfloat16 group norm in channels last
-    model.to(memory_format=torch.contiguous_format if slow else torch.channels_last)
+    # Channels last is the faster layout, but for a CPU's group norm in bfloat16.
+    channels_first = amp and device.type == "cpu" and has_matrix_units("cpu")
+    model.to(memory_format=torch.contiguous_format if channels_first else torch.channels_last)
     settings = json.loads(json.dumps(settings or {}))                      # plain values only: tuples become lists
     if path and path.exists() and not retrain:
         state = load_checkpoint(path, settings, needs=("model", "losses", "seconds", "device"))
@@ -290,8 +300,8 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             raise Problem(f"the loss was {losses[bad[0, 0]]} at step {int(bad[0, 0]) + 1} of {total}: "
                           "a lower --lr usually cures that")
 
-    run, line = compiled(model, device) if amp else model, Progress()      # float32 gains less than compiling costs
-    if run is not model: line("compiling the network for this GPU, a minute or so ...", end=True)
+    run = compiled(model, device) if amp else model                        # float32 gains less than compiling costs
+    if run is not model: progress("compiling the network for this GPU, a minute or so ...", end=True)
     shown = kept = time.time()
     model.train()
     try:
@@ -303,7 +313,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             torch.manual_seed(step_seed(seed, step))
             pick = order[i * batch_size:(i + 1) * batch_size]
             inputs, target = noisify(images[pick]) if labels is None else noisify(images[pick], labels[pick])
-            with reduced(device) if amp else contextlib.nullcontext():
+            with reduced(device, amp):
                 output = run(*inputs)
             value = loss(output.float(), target)
             optim.zero_grad()
@@ -320,8 +330,9 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
                 check_losses()
                 shown = now = time.time()
                 rate = (step - first) * batch_size / (now - since)
-                line(f"epoch {epoch + 1}/{epochs}  step {step}/{total}  loss {losses[step - i - 1:step].mean():.4f}  "
-                     f"{rate:.0f} images/s  {(total - step) * batch_size / rate:.0f} s left", end=i + 1 == per_epoch)
+                loss_so_far = losses[step - i - 1:step].mean()             # of this epoch
+                progress(f"epoch {epoch + 1}/{epochs}  step {step}/{total}  loss {loss_so_far:.4f}  {rate:.0f} images/s"
+                         f"  {(total - step) * batch_size / rate:.0f} s left", end=i + 1 == per_epoch)
             if part and now - kept > SAVE_EVERY:
                 check_losses()
                 save_atomically({"settings": settings, "step": step, "losses": losses.cpu(),
@@ -382,15 +393,15 @@ def generate(sampler, n, seed, device, batch=None, amp=True):
     """
     batch = batch or (128 if device.type == "cpu" else 1024)               # 128 stay in a CPU's cache
     torch.manual_seed(step_seed(seed, 1))                                  # not seed, which the first noise has
-    generator, line, out, started = torch.Generator().manual_seed(seed), Progress(), None, time.time()
+    generator, out, started = torch.Generator().manual_seed(seed), None, time.time()
     for start in range(0, n, batch):
         noise = torch.randn(min(batch, n - start), 1, 32, 32, generator=generator)
-        with reduced(device) if amp else contextlib.nullcontext():
+        with reduced(device, amp):
             images = sampler(noise.to(device))
         if out is None: out = torch.empty(n, *images.shape[1:])
         out[start:start + len(noise)] = images                             # in place: never two copies
-        line(f"sampled {start + len(noise)} of {n}")
-    line("")
+        progress(f"sampled {start + len(noise)} of {n}")
+    progress("")
     return out, time.time() - started
 
 
@@ -490,14 +501,12 @@ def first_line(error):
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-class Progress:
+def progress(text, end=False):
     """A line that updates in place on a terminal; elsewhere only the lines with end=True are printed."""
-
-    def __call__(self, text, end=False):
-        if sys.stdout.isatty():
-            print(f"\r\033[K{text}", end="\n" if end else "", flush=True)
-        elif end:
-            print(text, flush=True)
+    if sys.stdout.isatty():
+        print(f"\r\033[K{text}", end="\n" if end else "", flush=True)
+    elif end:
+        print(text, flush=True)
 
 
 def script(main):
@@ -510,7 +519,7 @@ def script(main):
             return main(argv)
         except (Problem, OSError) as error:
             if isinstance(error, OSError): error = f"{error.filename or 'a file'}: {error.strerror or error}"
-            Progress()("")                                                 # instead of the progress line
+            progress("")                                                   # instead of the progress line
             print(f"{name}: error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as stop:
@@ -519,12 +528,12 @@ def script(main):
     return wrapped
 
 
-# Each size is the lecture's network or a narrower one, how many real images are loaded (None: all), and how many are
-# sampled. Each lesson has a recipe for each size: epochs, batch size and peak learning rate.
+# Each size is the lecture's network or a narrower one, how many real images are loaded (count; None: all), and how many
+# are sampled. Each lesson has a recipe for each size: epochs, batch size and peak learning rate.
 SIZES = {
-    "lecture": dict(channels=(32, 64, 128, 256), layers=2, head_dim=8, images=None, samples=2048),
-    "small": dict(channels=(16, 32, 64), layers=1, head_dim=32, images=None, samples=2048),
-    "tiny": dict(channels=(8, 16), layers=1, head_dim=16, images=256, samples=64),
+    "lecture": dict(channels=(32, 64, 128, 256), layers=2, head_dim=8, count=None, samples=2048),
+    "small": dict(channels=(16, 32, 64), layers=1, head_dim=32, count=None, samples=2048),
+    "tiny": dict(channels=(8, 16), layers=1, head_dim=16, count=256, samples=64),
 }
 
 
@@ -535,14 +544,15 @@ class Parser(argparse.ArgumentParser):
 
 def number(kind, low, high=math.inf):
     """A type for argparse: an int or a float from low to high, and a message that says so."""
+    what = f"{'a whole number' if kind is int else 'a number'} from {low}"
+    if high < math.inf: what += f" to {high}"
+
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (low <= value <= high and value < math.inf):
-            noun = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} from {low}" + f" to {high}" * (high < math.inf))
+        if not (low <= value <= high and value < math.inf): raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
         return value
     return parse
 
@@ -574,9 +584,9 @@ def settle(parser, args):
     args.size = args.size or ("lecture" if args.device.type == "cuda" else "small")
     for name, value in SIZES[args.size].items():
         if getattr(args, name, None) is None: setattr(args, name, value)
-    if args.samples > (args.images or 60_000):
+    if args.samples > (args.count or 60_000):
         parser.error(f"--samples {args.samples}: a score is compared with that of as many real images, of which there "
-                     f"are {args.images or 60_000}")
+                     f"are {args.count or 60_000}")
     args.out_dir = Path(args.out_dir)
     args.folder = args.out_dir / args.lesson
     writable(args.folder)
@@ -625,15 +635,15 @@ def device_name(device):
     return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
-def precision(device):
+def precision(device, amp=True):
     """In which numbers the network's matrices are multiplied."""
-    return "bfloat16" if has_matrix_units(device.type) else "float32"
+    return "bfloat16" if amp and has_matrix_units(device.type) else "float32"
 
 
 def measured_on(args, amp=True):
     """What every result says of where it was measured."""
     return {"size": args.size, "seed": args.seed, "device": device_name(args.device),
-            "precision": precision(args.device) if amp else "float32", "torch": str(torch.__version__)}
+            "precision": precision(args.device, amp), "torch": str(torch.__version__)}
 
 
 @script

@@ -1596,10 +1596,15 @@ def test_the_readme_has_the_lectures_size():
     assert [(row[2], row[3], row[5]) for row in rows] == [
         (f"{r['train_seconds']:.0f} s", f"{r['sample_seconds']:.0f} s", f"{r['fid']:.1f}") for r in runs]
     assert all(r["precision"] in row[0] for row, r in zip(rows, runs) if not row[0].startswith("the same"))
-    assert [r["epochs"] for r in runs] == [1, 1, 2, 2, 2, 2, 2]
+    assert [r["epochs"] for r in runs] == [1, 1, 1, 1, 2, 2, 2, 2, 2]
+    usual = [row[1] for row, r in zip(rows, runs) if (r["epochs"], r["precision"]) == (1, "float32")]
+    minutes = sorted(int(m) + int(s) / 60 for m, s in (re.findall("[0-9]+", total) for total in usual))
+    assert said_in_the_readme(f"took between {minutes[0]:.0f} minutes (Intel Xeon) and {minutes[-1]:.0f} (AMD EPYC")
     by_lms = next(r for r in kept("karras-float32") if karras.label(r) == "lms, 20 steps" and r["samples"] == 2048)
     assert (older[2], older[5]) == (f"{by_lms['train_seconds']:.0f} s", f"{by_lms['fid']:.1f}")
-    one, again, two, now, earlier, *_ = runs
+    one, again, intel, slower, two, now, earlier, *_ = runs
+    assert (intel["precision"], slower["precision"]) == ("float32", "bfloat16")
+    assert intel["train_seconds"] < slower["train_seconds"] and intel["sample_seconds"] < slower["sample_seconds"]
     assert again["weights"] == one["weights"]
     assert earlier["weights"] == records_of("lesson 4: lms, 20 steps")[0]["weights"] != now["weights"]
     assert said_in_the_readme(f"scores {now['fid']:.1f} instead of {earlier['fid']:.1f}")
@@ -1642,6 +1647,14 @@ def test_the_readme_has_the_lectures_size():
     again, (rate, ratio) = records[8], cells(records[8])
     assert said_in_the_readme("in {} rounds, {} images/s, {}; half of them between {:.2f} and {:.2f})".format(
         again["rounds"], rate, ratio[:-1], *again["ratio_quartiles"]))
+    here, _, bfloat16, before, _ = records[10:]
+    (rate, ratio), (_, padded), (_, in_bfloat16) = map(cells, (here, before, bfloat16))
+    assert said_in_the_readme("float32 trains {} images/s in {} rounds, {}; half of them between {:.2f} and {:.2f})"
+                              .format(rate, here["rounds"], ratio[:-1], *here["ratio_quartiles"]))
+    assert said_in_the_readme(f"it was {padded} in {before['rounds']} rounds, and bfloat16 {in_bfloat16}")
+    assert {f"{r['ratio']:.1f}" for r in (records[4], again, here)} == {"1.2"}
+    assert said_in_the_readme("the large network trains 1.2 times as fast as diffusers' `UNet2DModel` as it comes, and "
+                              "{:.1f} to {:.1f} times in bfloat16".format(records[0]["ratio"], records[3]["ratio"]))
 
 
 def test_the_readme_has_three_seeds():

@@ -1702,6 +1702,14 @@ def test_the_readme_has_the_lectures_bound_and_normalising():
     assert [(r["rescue"], r["eta"], r["clip"]) for r in (four, three)] == [("none", 1, 4), ("none", 1, 3)]
     assert four["weights"] == three["weights"]
     assert said_in_the_readme(f"{three['fid']:.1f} instead of {four['fid']:.1f} (`no_t-clip-3`")
+    plain, clock, predicted, clock_1, predicted_1 = both = kept("no_t-both-predicted")[:5]
+    assert [(r["rescue"], r["clip"], r["abar_t"]) for r in both] == [("none", 4, "clock")] + [
+        ("every", clip, level) for clip in (4, 1) for level in ("clock", "predicted")]
+    assert len({r["weights"] for r in both}) == 1 and {(r["steps"], r["eta"]) for r in both} == {(50, 1)}
+    assert said_in_the_readme(f"scores {predicted['fid']:.1f} where it has {clock['fid']:.1f} as it stands, and plain "
+                              f"DDIM {plain['fid']:.1f}, all by one network")
+    assert said_in_the_readme(f"(residual noise {predicted['border']:.3f} instead of {clock['border']:.3f})")
+    assert said_in_the_readme(f"no difference ({predicted_1['fid']:.1f} and {clock_1['fid']:.1f})")
     half, one, plain = kept("dials-normalise")
     assert [(r["input_scale"], r["normalise"], r["epochs"]) for r in (half, one, plain)] == [
         (0.5, True, 1), (1, True, 1), (1, False, 1)]
@@ -1754,7 +1762,7 @@ def test_the_readme_has_why_cosine_is_ahead():
 
 @pytest.mark.parametrize("lesson, folders, else_where", [
     (cosine_ddim, ["cosine_ddim", "dials", "dials-normalise"], {"0.033"}),
-    (no_t, ["no_t", "cosine_ddim"], {"0.7", "0.001", "0.01"}),
+    (no_t, ["no_t", "no_t-both-predicted", "cosine_ddim"], {"0.7", "0.001", "0.01"}),
     (karras, ["karras", "karras-float32", "cosine_ddim", "half-range", "karras-sig-data-0.66",
               "karras-one-pass"], {"0.5", "3.5"}),
     (noise_pred, ["noise_pred"], set()), (fid, ["fid"], {"0.03", "0.1"})])

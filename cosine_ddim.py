@@ -89,9 +89,9 @@ def timesteps(steps, spacing="uniform"):
     return torch.from_numpy(np.append((1 - 1 / steps) * (1 - way), 0)).float()
 
 
-# The lecture had trouble with eta below 1, where little fresh noise or none is added, and blamed small images, in which
-# noise destroys more. On the same images our small network has far more trouble than one of the lecture's size, so we
-# suspect another cause. Divide x_t by sqrt(abar): the picture is at full strength, under noise of deviation
+# The lecture had trouble with eta below 1, where little fresh noise or none is added, and linked it to small images, in
+# which noise destroys more. On the same images our small network has far more trouble than one of the lecture's size,
+# so we suspect another cause. Divide x_t by sqrt(abar): the picture is at full strength, under noise of deviation
 # sigma = sqrt((1 - abar) / abar). Early on sigma is large, x_0_hat magnifies the network's errors by it, and some noise
 # is missed: x_t is noisier than its time says. With eta 0 each later step removes only what the time says, so the
 # excess stays while sigma falls, until it is all that is left. With eta 1 each step replaces some old noise by fresh

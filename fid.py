@@ -308,7 +308,7 @@ def report(name, record, images, folder):
 
 
 def comparison(records, label, lecture, folder):
-    """A script's last words: its results as a table, beside the lecture's figures, and where the pictures are.
+    """A script's last words: its results as a table, beside the lecture's figures, and the last of them in words.
 
     label(record) puts a result's settings in words; lecture has its figures, and their multiples, by such words.
     """
@@ -322,7 +322,8 @@ def comparison(records, label, lecture, folder):
     for name, *cells in rows: print(name.ljust(widths[0]) + "".join(map(str.rjust, cells, widths[1:])))
     print(f"Floor: {records[0]['samples']} real images score {records[0]['floor']:.2f} +- {records[0]['floor_sd']:.2f}"
           f"{stand_in(records[0]['data'])}.\nDifferences of less than twice the +- mean nothing, and two networks of "
-          f"one recipe may differ by more.\nPictures and results.json are in {folder}.")
+          f"one recipe may differ by more.\nPictures and results.json are in {folder}. "
+          f"{label(records[-1])}: {describe(records[-1])}")
 
 
 # What tells one result from another; a new one replaces the one that agrees in all of these.
@@ -413,7 +414,7 @@ def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 4
         draw.text((x, y), name, COLOURS[i % len(COLOURS)], font, anchor=anchor)
     for i, (name, xs, ys, kind) in enumerate(series):
         colour = COLOURS[i % len(COLOURS)]
-        points = [(to_x(x), to_y(y)) for x, y in zip(xs, ys) if np.isfinite(y)]
+        points = [(to_x(x), to_y(y)) for x, y in zip(xs, ys) if np.isfinite([x, y]).all()]
         if kind == "line": draw.line(points, colour, 2)
         for j, (x, y) in enumerate(points):
             if kind == "points":                                           # rings, so that those in one place show

@@ -429,6 +429,7 @@ def try_sampler(args, denoiser, origin, evaluate, exact, name, steps, options):
               "log_sigma": args.log_sigma, "centre": args.centre, **evaluate.score(images),
               "solver_error": error, "solver_error_median": median, "sample_seconds": round(seconds, 1), **origin}
     report(label(record), record, images, args.folder)
+    if error is not None: print(f"    solver error of the median image {median:.4f}, over all {error:.4f}")
     return record
 
 

@@ -21,7 +21,7 @@ What the small network does (two passes, seed 0, 50 steps, eta 1; results/small/
   costs more than the rescue gains. The steps before the last do the work: 15.5 without the last, 29.3 with nothing but
   the last (both with --clip 1).
 - Where a step takes abar_t from the prediction, too, for its fresh noise, few images are lost: 14.1 instead of 57.9, by
-  a network that scores 16.2 without the rescue (one line changed; README).
+  a network that scores 16.2 without the rescue (one line changed; results/small/no_t-both-predicted).
 - The lecture saw KID get worse for a while on the way. In 20 steps ours falls at every step, but for the rescue's last,
   at t = 0: there lesson 2's network takes the clean image for a slightly noisy one (--curve).
 

@@ -1531,6 +1531,11 @@ def test_the_readme_has_the_better_large_network():
         assert figures == [str(r["evaluations"]), shown(r, 2), f"{r['kid']:.4f}",
                            "fresh noise" if error is None else f"{error:.4f}",
                            f"{usual[0]['fid']:.2f}" if usual else "-"], name
+    rates = kept("karras-rate")
+    assert [(r["lr"], r["sig_data"], r["epochs"]) for r in rates] == [
+        (lr, sig_data, 1) for lr in (0.01, 0.004) for sig_data in (0.33, 0.66)]
+    assert said_in_the_readme("{:.1f} with neither, {:.1f} with sig_data alone, {:.1f} with the lower rate alone, "
+                              "{:.1f} with both".format(*(r["fid"] for r in rates)))
     assert {(r["sig_data"], r["lr"], round(r["loss"], 2)) for r in kept("karras-collapsed", "lecture")} == {
         (0.66, 0.01, 0.79)}
 

@@ -1710,7 +1710,8 @@ def test_the_readme_has_the_lectures_bound_and_normalising():
     assert [(r["rescue"], r["eta"], r["clip"]) for r in (four, three)] == [("none", 1, 4), ("none", 1, 3)]
     assert four["weights"] == three["weights"]
     assert said_in_the_readme(f"{three['fid']:.1f} instead of {four['fid']:.1f} (`no_t-clip-3`")
-    plain, clock, predicted, clock_1, predicted_1 = both = kept("no_t-both-predicted")[:5]
+    *both, clock_half, predicted_half = kept("no_t-both-predicted")
+    plain, clock, predicted, clock_1, predicted_1 = both
     assert [(r["rescue"], r["clip"], r["abar_t"]) for r in both] == [("none", 4, "clock")] + [
         ("every", clip, level) for clip in (4, 1) for level in ("clock", "predicted")]
     assert len({r["weights"] for r in both}) == 1 and {(r["steps"], r["eta"]) for r in both} == {(50, 1)}
@@ -1718,6 +1719,8 @@ def test_the_readme_has_the_lectures_bound_and_normalising():
                               f"DDIM {plain['fid']:.1f}, all by one network")
     assert said_in_the_readme(f"draws level with plain DDIM, {predicted['kid']:.3f} and {plain['kid']:.3f}.")
     assert said_in_the_readme(f"(residual noise {predicted['border']:.3f} instead of {clock['border']:.3f})")
+    assert (clock_half["eta"], clock_half["abar_t"], predicted_half["abar_t"]) == (0.5, "clock", "predicted")
+    assert said_in_the_readme(f"hardly helps ({predicted_half['fid']:.1f} instead of {clock_half['fid']:.1f})")
     assert said_in_the_readme(f"no difference ({predicted_1['fid']:.1f} and {clock_1['fid']:.1f})")
     half, one, plain = kept("dials-normalise")
     assert [(r["input_scale"], r["normalise"], r["epochs"]) for r in (half, one, plain)] == [

@@ -1601,14 +1601,15 @@ def test_the_readme_has_the_lectures_size():
     assert [(row[2], row[3], row[5]) for row in rows] == [
         (f"{r['train_seconds']:.0f} s", f"{r['sample_seconds']:.0f} s", f"{r['fid']:.1f}") for r in runs]
     assert all(r["precision"] in row[0] for row, r in zip(rows, runs) if not row[0].startswith("the same"))
-    assert [r["epochs"] for r in runs] == [1, 1, 1, 1, 2, 2, 2, 2, 2]
+    assert [r["epochs"] for r in runs] == [1, 1, 1, 1, 1, 2, 2, 2, 2, 2]
     usual = [row[1] for row, r in zip(rows, runs) if (r["epochs"], r["precision"]) == (1, "float32")]
     minutes = sorted(int(m) + int(s) / 60 for m, s in (re.findall("[0-9]+", total) for total in usual))
     assert said_in_the_readme(f"took between {minutes[0]:.0f} minutes (Intel Xeon) and {minutes[-1]:.0f} (AMD EPYC")
     by_lms = next(r for r in kept("karras-float32") if karras.label(r) == "lms, 20 steps" and r["samples"] == 2048)
     assert (older[2], older[5]) == (f"{by_lms['train_seconds']:.0f} s", f"{by_lms['fid']:.1f}")
-    one, again, intel, slower, two, now, earlier, *_ = runs
+    one, again, intel, repeated, slower, two, now, earlier, *_ = runs
     assert (intel["precision"], slower["precision"]) == ("float32", "bfloat16")
+    assert intel["weights"] == repeated["weights"] != slower["weights"]
     assert intel["train_seconds"] < slower["train_seconds"] and intel["sample_seconds"] < slower["sample_seconds"]
     assert again["weights"] == one["weights"]
     assert earlier["weights"] == records_of("lesson 4: lms, 20 steps")[0]["weights"] != now["weights"]

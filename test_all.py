@@ -436,6 +436,8 @@ def test_pictures():
     chart = np.asarray(fid.plot([("up", [1, 2, 3], [1, 10, 100], "line"), ("at", [2], [50], "points"),
                                  ("n", [1, 2, 3], [3, 2, 1], "bars")], "t", "x", "y", log_y=True))
     assert {tuple(c) for c in chart.reshape(-1, 3)} >= set(fid.COLOURS[:2])
+    chart = np.asarray(fid.plot([("none", [1, 2], [0, 0], "line"), ("one", [1, 2], [1, 1], "line")], "", "x", "y"))
+    assert (chart[353] == fid.COLOURS[0]).all(-1).sum() > 500              # from 0 on, a chart stands on its axis
     assert fid.ticks(0, 10, False) == [(n, f"{n}") for n in (0, 2, 4, 6, 8, 10)]
     assert fid.ticks(-2, math.log10(90), True) == [(-2, "0.01"), (-1, "0.1"), (0, "1"), (1, "10")]
     assert fid.scaled([0.01, 0, -1, 100], True)[[0, 3]].tolist() == [-2, 2]
@@ -1158,6 +1160,8 @@ def test_karras_compare(tmp_path, capsys, monkeypatch):
     table = out[out.index(header) + 1:][:len(records)]
     assert [line.split()[-1] for line in table] == [
         "-" if r["solver_error"] is None else f"{r['solver_error_median']:.4f}" for r in records]
+    assert sum("solver error of the median image" in line for line in out) == 4
+    assert f"{karras.label(records[-1])}: {fid.describe(records[-1])}" in out[-1]
 
 
 def test_the_comparison_draws_each_sampler_at_its_cost_and_the_median_error(tmp_path, monkeypatch):

@@ -437,7 +437,7 @@ def test_pictures():
                                  ("n", [1, 2, 3], [3, 2, 1], "bars")], "t", "x", "y", log_y=True))
     assert {tuple(c) for c in chart.reshape(-1, 3)} >= set(fid.COLOURS[:2])
     chart = np.asarray(fid.plot([("none", [1, 2], [0, 0], "line"), ("one", [1, 2], [1, 1], "line")], "", "x", "y"))
-    assert (chart[353] == fid.COLOURS[0]).all(-1).sum() > 500              # from 0 on, a chart stands on its axis
+    assert (chart[355] == fid.COLOURS[0]).all(-1).sum() > 500              # from 0 on, a chart stands on its axis
     assert fid.ticks(0, 10, False) == [(n, f"{n}") for n in (0, 2, 4, 6, 8, 10)]
     assert fid.ticks(-2, math.log10(90), True) == [(-2, "0.01"), (-1, "0.1"), (0, "1"), (1, "10")]
     assert fid.scaled([0.01, 0, -1, 100], True)[[0, 3]].tolist() == [-2, 2]

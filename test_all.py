@@ -1559,6 +1559,28 @@ def test_the_overview_has_the_lessons_scores():
         f"the large network scores [{halved['fid']:.2f}](#karras-or-cosine) and real ones {halved['floor']:.2f}.")
 
 
+def test_what_came_out_is_what_the_large_networks_scored():
+    one = lambda name: records_of(name, size="lecture")[0]
+    score = lambda name: f"{one(name)['fid']:.2f}"
+    ddim = [score(f"lesson 1: ddim, {steps} steps, eta 1") for steps in (100, 50, 20)]
+    assert said_in_the_readme("scores {} in 100 steps, {} in 50, {} in 20.".format(*ddim))
+    plain, rescued, still, saved = (score(f"lesson 3: no t, 100 steps, eta {eta}, rescue {rescue}")
+                                    for eta in (1, 0) for rescue in ("none", "every"))
+    assert said_in_the_readme(f"({plain} instead of {ddim[0]})") and said_in_the_readme(
+        f"with the large network: {rescued}, and without fresh noise {saved} instead of {still}.")
+    usual, changed = (score(f"lesson 4: dpmpp 2m, 20 steps{how}") for how in ("", ", sig data 0.66"))
+    assert said_in_the_readme(f"level (DPM++ {usual}, DDIM {ddim[2]}), the changed one ahead ({changed}).")
+    best, changed_best = (score(f"lesson 4: ancestral, 100 steps, eta {how}") for how in ("0.5", "1, sig data 0.66"))
+    assert said_in_the_readme(f"scores {ddim[0]}, the lecture's recipe {best} at best, the changed one {changed_best}.")
+    twenty, fifty = (score(f"lesson 1's network: ancestral, {steps} steps, eta 1") for steps in (20, 50))
+    assert said_in_the_readme(f"{twenty} in 20 and {fifty} in 50 by the large one, where DDIM on even times has "
+                              f"{ddim[2]} and {ddim[1]}.")
+    seen = [one(name)["classes"] for name in ("lesson 4: lms, 20 steps", "lesson 1: ddim, 100 steps, eta 1")]
+    assert said_in_the_readme("between {} and {} of each (LMS in 20 steps) or {} and {} (DDIM in 100)".format(
+        *(end for counts in seen for end in (min(counts), max(counts)))))
+    assert karras.sigmas_karras(20, rho=1)[-3:].tolist() == pytest.approx([4.22, 0.01, 0], abs=0.01)
+
+
 def said_in_the_readme(sentence):
     return sentence in " ".join(readmes().split())
 

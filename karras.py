@@ -254,8 +254,10 @@ SAMPLERS = {"euler": sample_euler, "ancestral": sample_euler_ancestral, "heun": 
 
 
 def evaluations(name, steps):
-    """How often the network is asked, which is what sampling costs."""
-    return 2 * steps - 1 if name == "heun" else steps
+    """How often a sampler asks the network, which is what it costs: counted, so that it is right for yours too."""
+    asked = []
+    sample(SAMPLERS[name], lambda x, sig: asked.append(sig) or x, torch.zeros(1), sigmas_karras(steps))
+    return len(asked)
 
 
 def sample(sampler, denoise, noise, sigs, **options):

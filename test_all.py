@@ -1564,8 +1564,8 @@ def test_the_overview_has_the_lessons_scores():
                        ("lesson 1: ddim, 100 steps, eta 1", "lesson 4: lms, 20 steps"))
     assert said_in_the_readme(f"Their FID is {ddim['fid']:.2f}, where real images score {ddim['floor']:.2f}.")
     halved = next(r for r in kept("half-range", "lecture") if (r["range"], r["what"]) == (0.5, "lms, 20 steps"))
-    assert said_in_the_readme(f"The lecture's network scores {lms['fid']:.2f}.") and said_in_the_readme(
-        f"the large network scores [{halved['fid']:.2f}](#karras-or-cosine) and real ones {halved['floor']:.2f}.")
+    assert said_in_the_readme(f"The large network scores {lms['fid']:.2f}.") and said_in_the_readme(
+        f"the large network has {halved['fid']:.2f}, and real images {halved['floor']:.2f}.")
 
 
 def test_what_came_out_is_what_the_large_networks_scored():
@@ -1839,6 +1839,8 @@ def test_the_readme_has_what_a_score_means():
         for r in records if "kid" in r]
     assert table("how many real images, one draw each") == [
         [f"{r['samples']:,}", f"{r['fid']:.2f}"] for r in records if r["what"] == "how many"]
+    assert said_in_the_readme("512 real images score {:.2f}, 2,048 of them {:.2f}, 10,000 of them {:.2f}".format(
+        *(r["fid"] for r in records if r["what"] == "how many" and r["samples"] in (512, 2048, 10_000))))
     draws = [(f"{r['fid']:.2f}", f"{r['fid_float32']:.2f}") for r in records if "fid_float32" in r]
     assert all(one == other for one, other in draws)
     assert said_in_the_readme(f"three draws score {', '.join(one for one, _ in draws)} by both")

@@ -6,14 +6,14 @@
     python cosine_ddim.py --schedule sigmoid         another noise schedule, trained under another name
 
 What the lecture found: nothing needs a thousand numbered timesteps. Let t run from 0, the plain image, to 1, all noise,
-and make alphabar a function of it; any number of steps is then a list of floats. With 100 steps that scored a FID of
-3.29 and 3.10 on a scale where real images have 1.9 to 2.6. The second half is the paper on noise schedules (Chen 2023,
-arXiv 2301.10972): how quickly the image drowns is a dial, and scaling the image by b turns the same dial.
+and make alphabar a function of it; any number of steps is then a list of floats. 100 steps scored a FID (fid.py;
+lower is better) of 3.29 and 3.10, where real images score 1.9 to 2.6. The other topic is noise schedules (Chen 2023,
+arXiv 2301.10972): how fast the image drowns in noise is one dial, the number b that images are multiplied by another.
 
 What the small network does (two passes, seed 0, real images score 1.12; results/small/cosine_ddim and dials):
 - The loss comes to 0.0383 (the lecture's to 0.033). 50 steps of DDIM do as well as 100: 11.0 and 10.9.
 - Eta below 1 leaves noise in the pictures, of which the lecture complained too: 37.6 at 0.5, 70.9 at 0. Our guess
-  why stands above ddim_step. Few steps early and many late gain nothing: 11.7.
+  why stands below ddim_step. Few steps early and many late gain nothing: 11.7.
 - The dials, one pass each: linear, cosine and sigmoid lie between 18.4 and 20.2, b = 0.3 at 22.9, b = 1 at 49.8.
   --normalise, which hides from the network how bright an image is, burns clothes out: 114.2 (b = 0.5).
 
@@ -47,29 +47,29 @@ def abar(t):
 
 
 def inv_abar(a):
-    """The t in [0, 1] at which alphabar is a: abar solved for t, by a root, an inverse cosine, and times 2 / pi."""
+    """The t in [0, 1] whose alphabar is a. This is abar solved for t: root, inverse cosine, times 2 / pi."""
     return torch.as_tensor(a).clamp(0, 1).sqrt().acos() * (2 / math.pi)
 
 
-def wide(a, x):
-    """A number, or one for each image of x, in a shape that multiplies images."""
+def per_image(a, x):
+    """a, a number or one for each image of x, in a shape that multiplies images."""
     return torch.as_tensor(a, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
 
 
 def noisify(x0, t=None, abar=abar):
     """Clean images x0 (N, 1, H, W) -> ((x_t, t (N,)), noise): what goes in, and the noise that is to be found in it.
 
-    t: (N,) in [0, 1]; drawn evenly from [0, 0.999) where it is not given. abar: the noise schedule, usually the above.
+    t: (N,) in [0, 1]; if not given, drawn uniformly from [0, 0.999). abar: the noise schedule, usually the above.
     """
     t = torch.rand(len(x0), device=x0.device) * 0.999 if t is None else t
     noise = torch.randn_like(x0)
-    abar_t = wide(abar(t), x0)
+    abar_t = per_image(abar(t), x0)
     return (abar_t.sqrt() * x0 + (1 - abar_t).sqrt() * noise, t), noise
 
 
 def denoise(x_t, noise, t, abar=abar):
     """noisify undone in one step: the clean images (N, 1, H, W) in x_t at times t, if `noise` is the noise in it."""
-    abar_t = wide(abar(t), x_t)
+    abar_t = per_image(abar(t), x_t)
     return (x_t - (1 - abar_t).sqrt() * noise) / abar_t.sqrt()
 
 
@@ -78,47 +78,48 @@ def denoise(x_t, noise, t, abar=abar):
 def timesteps(steps, spacing="uniform"):
     """(steps + 1,) times from just below 1 down to 0, and 0 once more: each step goes from one to the next.
 
-    "uniform" is the lecture's: 1 - 1/steps, .., 1/steps, 0. "late" is an earlier lesson's trick, which it recalls: of
-    a fine grid take every 10th time in the first tenth of the way, every 9th in the next, .., every one in the last.
+    "uniform" is the lecture's: 1 - 1/steps, .., 1/steps, 0. "late" is a trick that it recalls from an earlier lesson:
+    on a fine grid take every 10th time in the first tenth of the way, every 9th in the next, .., all in the last.
     """
     if steps < 2: raise Problem(f"{steps} steps are too few: the last of them, at t = 0, changes nothing")
-    way = np.linspace(0, 1, steps)                                         # how much of the way down is done
+    done = np.linspace(0, 1, steps)                                        # how much of the way down is done
     if spacing == "late":
-        taken = np.cumsum([0] + [1 / stride for stride in range(10, 0, -1)])       # by the end of each tenth
-        way = np.interp(way, taken / taken[-1], np.linspace(0, 1, 11))
-    return torch.from_numpy(np.append((1 - 1 / steps) * (1 - way), 0)).float()
+        taken = np.cumsum([0] + [1 / stride for stride in range(10, 0, -1)])       # steps, by the end of each tenth
+        done = np.interp(done, taken / taken[-1], np.linspace(0, 1, 11))
+    return torch.from_numpy(np.append((1 - 1 / steps) * (1 - done), 0)).float()
 
-
-# The lecture had trouble with eta below 1, where little fresh noise or none is added, and linked it to small images, in
-# which noise destroys more. On the same images our small network has far more trouble than one of the lecture's size,
-# so we suspect another cause. Divide x_t by sqrt(abar): the picture is at full strength, under noise of deviation
-# sigma = sqrt((1 - abar) / abar). Early on sigma is large, x_0_hat magnifies the network's errors by it, and some noise
-# is missed: x_t is noisier than its time says. With eta 0 each later step removes only what the time says, so the
-# excess stays while sigma falls, until it is all that is left. With eta 1 each step replaces some old noise by fresh
-# noise. Variances of independent noises add, so the excess counts for less each time, and falls in proportion to sigma.
-# With eta 0 a bound on x_0_hat helps too (34.3 instead of 70.9 with clip 1).
 
 def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
     """One step of DDIM, from alphabar abar_t to the higher abar_t1, given the noise that was found in x_t (N, 1, H, W).
 
-    Song et al. 2021, eq. 12: estimate the clean image and make it noisy again, but less, partly with the noise that was
-    found and partly with fresh noise of deviation sig (eq. 16). eta in [0, 1] scales that: at 0 nothing is left to
-    chance, and the step is Euler's in other symbols; 1 is DDPM's way, and ancestral Euler (karras.py).
+    Song et al. 2021, eq. 12: estimate the clean image, then add noise again, but less: partly the noise that was found,
+    partly fresh noise of deviation sig (eq. 16). eta in [0, 1] scales sig: with 0 nothing is random, and the step is
+    Euler's in other symbols; 1 is DDPM's way, and ancestral Euler (karras.py).
 
-    clip: bound on the estimate's values. abar_t, abar_t1: numbers, or (N,). abar_hat (N,): what to take for abar_t in
-    the estimate alone, in case x_t is more or less noisy than it should be (lesson 3).
+    clip: bound on the estimate's values. abar_t, abar_t1: numbers, or (N,). abar_hat (N,): used instead of abar_t
+    in the estimate only, for an x_t that is more or less noisy than planned (lesson 3).
     -> x_0_hat, x_t1. At abar_t 1, where eq. 16 is 0/0, there is no noise to add: x_t1 is x_0_hat, which is x_t itself
     unless clip or abar_hat changes it.
     """
-    abar_t, abar_t1 = wide(abar_t, x_t), wide(abar_t1, x_t)
-    abar_hat = abar_t if abar_hat is None else wide(abar_hat, x_t)
+    abar_t, abar_t1 = per_image(abar_t, x_t), per_image(abar_t1, x_t)
+    abar_hat = abar_t if abar_hat is None else per_image(abar_hat, x_t)
     x_0_hat = (x_t - (1 - abar_hat).sqrt() * noise) / abar_hat.sqrt()
     if clip is not None: x_0_hat = x_0_hat.clamp(-clip, clip)
-    sig = eta * ((1 - abar_t1) * (1 - abar_t / abar_t1) / (1 - abar_t).clamp(min=1e-20)).clamp(min=0).sqrt()
+    variance = (1 - abar_t1) * (1 - abar_t / abar_t1) / (1 - abar_t).clamp(min=1e-20)
+    sig = eta * variance.clamp(min=0).sqrt()
     x_t1 = abar_t1.sqrt() * x_0_hat + (1 - abar_t1 - sig ** 2).clamp(min=0).sqrt() * noise
     if eta > 0: x_t1 = x_t1 + sig * torch.randn_like(x_t)
     return x_0_hat, x_t1
 
+
+# The lecture had trouble with eta below 1 (little fresh noise, or none) and linked it to small images, in which noise
+# destroys more. On the same images our small network has far more trouble than one of the lecture's size, so we suspect
+# another cause. Divide x_t by sqrt(abar): the picture is at full strength, under noise of deviation
+# sigma = sqrt((1 - abar) / abar). Early on sigma is large, and x_0_hat is off by the network's error times sigma, so
+# some noise is missed: x_t is noisier than its time says. With eta 0 each later step removes only what the time says,
+# so the excess stays while sigma falls, until it is all that is left. With eta 1 each step replaces some old noise by
+# fresh noise. Variances of independent noises add, so the excess counts for less each time, and falls in proportion to
+# sigma. With eta 0 a bound on x_0_hat helps, too: FID 34.3 with clip 1, 70.9 without.
 
 def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
     """From standard normal x (N, 1, H, W) along the times ts: yields (x_0_hat, x_t) after every step.
@@ -140,8 +141,8 @@ def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
 def noise_schedule(name="cosine", start=None, end=None, tau=None):
     """-> (gamma(t), its inverse), from 1 at t = 0 to 0 at t = 1, cut off at 1e-9 (Chen 2023, section 2.1).
 
-    linear: 1 - t, without parameters. cosine, sigmoid: the piece of the curve from start to end, stretched to run from
-    1 to 0; tau bends it. Cosine is a piece of abar, by default all of it with tau 1; sigmoid is -3 to 3 with tau 1.
+    linear: 1 - t, without parameters. cosine: abar from start to end (default 0 to 1); sigmoid: the sigmoid from start
+    to end (default -3 to 3). Both are stretched to run from 1 to 0, and tau (default 1) bends them.
     Raises Problem for parameters that make no schedule.
     """
     if name == "linear":
@@ -176,9 +177,9 @@ def log_snr(a):
 def pooled(x0, k, t, abar=abar):
     """Images (N, 1, H, W) noised at k times the size, at times t (N,), and average-pooled by k: (N, 1, H, W).
 
-    The image is what it was, but k * k independent numbers were averaged in each pixel's noise: log-SNR rises by
-    2 ln k. That is why a larger image needs more noise to be an equally hard question. b shifts it by 2 ln b: so for
-    images k times as large b / k makes up for it, if a larger image has no more detail.
+    Pooling leaves the image as it was and averages k * k independent numbers in each pixel's noise: log-SNR rises by
+    2 ln k. So a larger image needs more noise to be an equally hard question. Scaling by b shifts log-SNR by 2 ln b, so
+    b / k makes up for images k times as large, if a larger image has no more detail.
     """
     (x_t, _), _ = noisify(F.interpolate(x0, scale_factor=k, mode="nearest"), t, abar)
     return F.avg_pool2d(x_t, k)
@@ -186,13 +187,13 @@ def pooled(x0, k, t, abar=abar):
 
 # ---------------------------------------------------------------------------------------------- the lesson
 
-# The lecture's own FIDs with eta 1, on a scale where its real images scored 1.9 to 2.6; in brackets, over that.
+# The lecture's own FIDs with eta 1, on a scale where its real images scored 1.9 to 2.6; in brackets, multiples of that.
 LECTURE = {"ddim, 100 steps, eta 1": "3.29, 3.10 (1.2..1.7 x)", "ddim, 50 steps, eta 1": "4.40 (1.7..2.3 x)"}
 
 COSINE = ("cosine", None, None, None)                                     # name, start, end, tau
 
 # steps, eta, spacing, and a bound on the estimate in units of b: 1 is the range of the images. The lecture's notebook
-# bounds it at 3 from the start; here it is not bounded unless asked for.
+# of this lesson bounds it at 3; here None means no bound.
 COMPARED = [(100, 1.0, "uniform", None), (50, 1.0, "uniform", None), (50, 0.5, "uniform", None),
             (50, 0.0, "uniform", None), (50, 0.0, "uniform", 1.0), (50, 1.0, "late", None)]
 
@@ -203,12 +204,12 @@ def show_noising(folder, x0, abar, input_scale, seed):
     t = torch.linspace(0.05, 0.95, len(x0), device=x0.device)
     (x_t, _), _ = noisify(x0, t, abar)
     brightness = (abar(t) * input_scale ** 2 + 1 - abar(t)).sqrt()
-    grid(x_t / wide(brightness, x_t), [f"{time:.2f}" for time in t], 13,
+    grid(x_t / per_image(brightness, x_t), [f"{time:.2f}" for time in t], 13,
          title="x_t by t, shown at one brightness").save(folder / "noised.png")
 
 
 def network(args, x0, schedule=COSINE, input_scale=0.5, normalise=False):
-    """2. This lesson's network for images x0 in -b..b, trained if it was not before -> the network, and its origin."""
+    """2. This lesson's network for images x0 in -b..b, trained or loaded -> the network, and its origin."""
     abar, _ = noise_schedule(*schedule)
 
     def question(x0):
@@ -297,10 +298,9 @@ def main(argv=None):
     add("--normalise", action="store_true", help="divide the network's input by its standard deviation")
     add("--compare", action="store_true", help="several steps, eta and spacings in one table")
     args = parser.parse_args(argv)
-    given = (args.steps, args.eta, args.spacing, args.clip)
-    if args.compare and given != (None,) * 4:
+    if args.compare and (args.steps, args.eta, args.spacing, args.clip) != (None,) * 4:
         parser.error("--compare sets these itself: --steps, --eta, --spacing, --clip")
-    trial = tuple(usual if value is None else value for value, usual in zip(given, (100, 1.0, "uniform", None)))
+    trial = (args.steps or 100, 1.0 if args.eta is None else args.eta, args.spacing or "uniform", args.clip)
     args.dials = (args.schedule, args.start, args.end, args.tau)
     gamma, _ = noise_schedule(*args.dials)                                 # abar, unless a dial is turned
     settle(parser, args)

@@ -6,13 +6,19 @@
 
 What the lecture found: ask the network a question that is equally hard at every noise level, feed it inputs of unit
 variance, and walk from noise to picture in steps that shrink toward the end. Then a sampler of three lines scores a FID
-of 1.98 in 100 evaluations, and one that remembers its last slopes (LMS) 1.76 in 20. Real images score 0.50 on that
-scale. The cosine schedule's 3.2, which the lecture compares with, is on another, where they score 1.9 to 2.6. So 1.98
-and 3.2 cannot be compared, and their ratios to what real images score only roughly.
+of 1.98 in 100 evaluations (calls of the network), and one that reuses its last slopes (LMS) 1.76 in 20. On that scale
+real images score 0.50. The lecture compares 1.98 with the cosine schedule's 3.2, but that is on another scale, where
+real images score 1.9 to 2.6. Only the ratios to what real images score can be compared, and those roughly.
+
+There is no alphabar here and no t: noise is measured by its standard deviation sigma alone. The clean image y (x0 in
+the code) becomes x = y + sigma * noise, and sigma runs from 80 (nothing left to see) to 0. The lecture says that sigma
+"is the same thing as alphabar used to be". It plays the same part, but runs the other way: once x_t is divided by
+sqrt(abar), so that the picture has its full strength, sigma^2 = (1 - abar) / abar, and a small sigma is an alphabar
+near 1.
 
 What the small network does (one pass, seed 0, real images score 1.12; results/small/karras-one-pass):
-- By our scale FID hardly sees the solver. Without fresh noise all score 30.9 (LMS) to 32.1, though the median image is
-  off by 0.002 after 50 steps of Heun and by 0.059 after 20 of Euler. FID measures the network.
+- On our scale FID hardly sees which solver is used. Without fresh noise all score 30.9 (LMS) to 32.1, though the median
+  image ends 0.002 from the exact end after 50 steps of Heun and 0.059 after 20 of Euler. FID measures the network.
 - Fresh noise helps: the ancestral sampler scores 29.4 with eta 0.5 in 100 steps, 27.4 with eta 1 in 50.
 - So does --sig-data 0.66, twice the true value: 28.4. It does not matter whether the network is told sigma or its
   logarithm (--log-sigma: 30.9), and to take the images' mean off gains nothing (--centre: 34.6).
@@ -21,14 +27,8 @@ What a network of the lecture's size does (25 passes on an H200, seed 0; results
 - Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse.
 - With --sig-data 0.66 --lr 4e-3 LMS scores 3.33 and DPM++ 3.14 in 20 steps, 100 ancestral steps with eta 1 score 2.31
   (results/lecture/karras-sig-data-0.66). At the lecture's peak rate, 1e-2, that training collapsed.
-- By this scale lesson 1's network is ahead of the lecture's recipe: 3.55 in 50 ancestral steps. Where the classifier
-  sees images in -0.5..0.5, as in the lecture, LMS is ahead: 1.35 and 2.34.
-
-There is no alphabar here and no t: noise is measured by its standard deviation sigma alone. The clean image y (x0 in
-the code) becomes x = y + sigma * noise, and sigma runs from 80 (nothing left to see) to 0. The lecture says that sigma
-"is the same thing as alphabar used to be". It has the same part to play, but runs the other way: once x_t is divided by
-sqrt(abar), so that the picture has its full strength, sigma^2 = (1 - abar) / abar, and a small sigma is an alphabar
-near 1.
+- On this scale lesson 1's network is ahead of the lecture's recipe: 3.55 in 50 ancestral steps. Where the classifier
+  sees images in -0.5..0.5, as in the lecture, the recipe's LMS is ahead: 1.35 against 2.34.
 """
 import math
 
@@ -67,9 +67,9 @@ def scalings(sig, sig_data=0.33):
     Karras et al. 2022, table 1, derived in appendix B.6. The noised image x = y + sig * noise has the variance
     totvar = sig^2 + sig_data^2: variances of independent things add. Then
       c_in    makes the input's variance 1: it divides by the standard deviation.
-      c_skip  is how much of x is passed on unchanged. It is the share of x's variance that is picture, which makes the
-              rest, y - c_skip * x, as small as it can be. Little noise: c_skip near 1, the network finds the noise.
-              Much noise: c_skip near 0, it finds the picture. Always the part worth asking for.
+      c_skip  is how much of x is passed on unchanged: the picture's share of x's variance, as no other number leaves a
+              smaller rest, y - c_skip * x. Little noise: c_skip near 1, the network finds the noise. Much noise:
+              c_skip near 0, it finds the picture. Always the part worth asking for.
       c_out   makes the target's variance 1: it is the standard deviation of that rest.
     """
     totvar = sig ** 2 + sig_data ** 2
@@ -86,10 +86,10 @@ def noisify(x0, sig_data=0.33, sig=None, log_sigma=False, centre=0.0):
     """Clean images x0 (N, 1, H, W) -> ((scaled noised images, c_noise (N,)), target): what goes in, and the answer.
 
     The network F(c_in * x; sig) is to make c_skip * x + c_out * F = y, so its target is F = (y - c_skip * x) / c_out
-    (eq. 7 and 8). A plain squared error of F weighs the error of the picture by 1 / c_out^2, so sig_data is also a loss
-    weight: half the true value weighs high noise up to 4 times more. With sig_data 1, F is minus the v of Salimans & Ho
-    (2022). centre is taken off the images first. If it is their mean, inputs and targets have mean 0: the lecture
-    proposes that and does not try it.
+    (eq. 7 and 8). The squared error of F is that of the picture times 1 / c_out^2, so sig_data also sets a loss weight:
+    half the true value weighs high noise up to 4 times more. With sig_data 1, F is minus the v of Salimans & Ho (2022).
+    centre is subtracted from the images first. If it is their mean, inputs and targets have mean 0, which the lecture
+    proposes but does not try.
     """
     if sig is None: sig = draw_sigmas(len(x0), x0.device)
     told = c_noise(sig, log_sigma)
@@ -124,10 +124,10 @@ def loss_by_sigma(model, x0, sigmas, how):
 
 
 def loss_of_the_mean(x0, sigmas, sig_data=0.33):
-    """The loss at each of the sigmas (an array) of knowing only sig_data and the mean of the images x0.
+    """The loss, at each of the sigmas (an array), of an estimate that knows only sig_data and the images' mean.
 
-    The estimate c_skip x + (1 - c_skip) mean is off by (1 - c_skip) (y - mean) and c_skip sigma noise: independent
-    things, so their variances add, and with the weight 1 / c_out^2 this comes out.
+    The estimate c_skip x + (1 - c_skip) mean is off by (1 - c_skip) (y - mean) minus c_skip sigma noise. The two are
+    independent, so their variances add; times the weight 1 / c_out^2 that is the formula below.
     """
     around_mean = float((x0 - x0.mean(0)).square().mean())
     return (sigmas ** 2 * around_mean / sig_data ** 2 + sig_data ** 2) / (sigmas ** 2 + sig_data ** 2)
@@ -148,10 +148,10 @@ def sigmas_karras(n, sigma_min=0.01, sigma_max=80.0, rho=7.0):
 # ---------------------------------------------------------------------------------------------- samplers
 # Each is a generator: from x, pure noise of standard deviation sigs[0], it yields x after every step. denoise(x, sig)
 # is any estimate of the clean images: the function above with its network filled in, or any other. Without fresh noise
-# all follow one differential equation (eq. 1 with sigma(t) = t, and eq. 3):
+# all approximate the solution of one differential equation (eq. 1 with sigma(t) = t, and eq. 3):
 #     dx / dsigma = (x - D(x; sigma)) / sigma,
-# with D = denoise: the slope at which x should change as sigma falls. They differ in how closely they follow this curve
-# in few steps.
+# where D is denoise. The right side is the slope: how x changes with sigma. Samplers differ in how closely they follow
+# the solution in few steps.
 
 def pairs(sigs):
     """[(sigma now, sigma next), ..], a pair of numbers for every step of sigs (n + 1,)."""
@@ -160,10 +160,10 @@ def pairs(sigs):
 
 
 def sample_euler(denoise, x, sigs):
-    """Follow the slope here, all the way to the next sigma. One evaluation a step; half the step is half the error.
+    """Follow the slope at x all the way to the next sigma. One evaluation a step; steps half as long halve the error.
 
-    x + (sig2 - sig) * (x - D) / sig is the same as keeping sig2 / sig of the noise in x. So written, a step to 0 gives
-    exactly D.
+    The lecture's x + (sig2 - sig) * (x - D) / sig keeps sig2 / sig of the noise x - D. Written as below, a step to 0
+    gives exactly D.
     """
     for sig, sig2 in pairs(sigs):
         denoised = denoise(x, sig)
@@ -189,9 +189,9 @@ def sample_euler_ancestral(denoise, x, sigs, eta=1.0):
 def sample_heun(denoise, x, sigs, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0):
     """Take an Euler step, look at the slope there too, and redo the step with the mean of both (algorithm 1).
 
-    Half the step is a quarter of the error. It costs two evaluations, the last step one, as sigma 0 has no slope: 20
-    steps are 39 evaluations (the lecture counts 40). s_churn > 0 adds noise before a step (algorithm 2), and the
-    slope is then taken at the higher level, sigma_hat, that this makes.
+    Steps half as long quarter the error. A step costs two evaluations, but the last only one, as there is no slope at
+    sigma 0: 20 steps are 39 evaluations (the lecture counts 40). s_churn > 0 adds noise before a step (algorithm 2),
+    which then starts from a higher level, sigma_hat.
     """
     steps = pairs(sigs)
     for sig, sig2 in steps:
@@ -211,8 +211,8 @@ def sample_heun(denoise, x, sigs, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_no
 def lms_coefficients(sigs, i, order):
     """Weights of the last `order` slopes, newest first, for the step from sigs[i] to sigs[i + 1].
 
-    Adams-Bashforth with uneven steps: the polynomial through the slopes at sigs[i], sigs[i - 1], .. is integrated over
-    the step; the part that each slope has in it is the integral of its Lagrange polynomial.
+    Adams-Bashforth with uneven steps: take the polynomial through the slopes at sigs[i], sigs[i - 1], .. and integrate
+    it over the step. Each slope's weight is the integral of its Lagrange polynomial.
     """
     def lagrange(j):
         others = [i - k for k in range(order) if k != j]
@@ -235,8 +235,8 @@ def sample_lms(denoise, x, sigs, order=4):
 def sample_dpmpp_2m(denoise, x, sigs):
     """DPM-Solver++(2M), where the lecture says people were heading (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
-    It remembers the last estimate instead of the last slope, and steps in ln sigma, where it solves the part of the
-    equation that is linear exactly: only D, which changes slowly, is extrapolated. One evaluation a step.
+    It remembers the last estimate instead of the last slope, and steps in ln sigma. The linear part of the equation is
+    then solved exactly: only D, which changes slowly, is extrapolated. One evaluation a step.
     """
     previous = None
     for sig, sig2 in pairs(sigs):
@@ -253,13 +253,6 @@ SAMPLERS = {"euler": sample_euler, "ancestral": sample_euler_ancestral, "heun": 
             "dpmpp_2m": sample_dpmpp_2m}
 
 
-def evaluations(name, steps):
-    """How often a sampler asks the network, which is what it costs: counted, so that it is right for yours too."""
-    asked = []
-    sample(SAMPLERS[name], lambda x, sig: asked.append(sig) or x, torch.zeros(1), sigmas_karras(steps))
-    return len(asked)
-
-
 def sample(sampler, denoise, noise, sigs, **options):
     """Run a sampler to its end from standard normal noise (N, 1, H, W): -> where it ends."""
     for x in sampler(denoise, noise * sigs[0].item(), sigs, **options):
@@ -267,16 +260,23 @@ def sample(sampler, denoise, noise, sigs, **options):
     return x
 
 
+def evaluations(name, steps):
+    """How often a sampler calls the network, its cost. Counted in a trial run, so it is right for yours too."""
+    asked = []
+    sample(SAMPLERS[name], lambda x, sig: asked.append(sig) or x, torch.zeros(1), sigmas_karras(steps))
+    return len(asked)
+
+
 # ---------------------------------------------------------------------------------------------- other people's networks
 
 def denoise_epsilon(model, x, sig):
     """denoise for a network that finds the noise in x_t at time t, such as lesson 1's. sig: a number.
 
-    Karras et al. 2022, table 1, columns "VP" and "iDDPM + DDIM": older models fit the frame with c_skip 1, c_out -sig,
-    c_in 1 / sqrt(sig^2 + 1) and, as what the network is told of the noise, the time whose alphabar is c_in^2. For x is
-    x_t / sqrt(abar), which has sig^2 = (1 - abar) / abar. So any sampler here takes them, without new training. But
-    c_out -sig magnifies the network's errors where noise is high, and some samplers leave noise in the pictures: see
-    the comment above cosine_ddim.ddim_step.
+    Karras et al. 2022, table 1, columns "VP" and "iDDPM + DDIM": older models fit the same formulas with c_skip 1,
+    c_out -sig, c_in 1 / sqrt(sig^2 + 1), and are told the time whose alphabar is c_in^2: x is x_t / sqrt(abar), so
+    sig^2 is (1 - abar) / abar. So any sampler here takes them, without new training. But a c_out of -sig magnifies the
+    network's errors where noise is high, and some samplers leave noise in the pictures: see the comment below
+    cosine_ddim.ddim_step.
     """
     c_in = 1 / math.sqrt(sig ** 2 + 1)
     t = cosine_ddim.inv_abar(torch.tensor(c_in ** 2, dtype=torch.float64))
@@ -285,13 +285,13 @@ def denoise_epsilon(model, x, sig):
 
 # ---------------------------------------------------------------------------------------------- the lesson
 
-# The lecture's own FIDs, on a scale where images are in -0.5..0.5 and its real images scored 0.50; in brackets, over
-# that. Only the order of magnitude of these multiples can be compared with ours.
+# The lecture's own FIDs, on a scale where images are in -0.5..0.5 and its real images scored 0.50; in brackets,
+# multiples of that, of which only the order of magnitude can be compared with ours.
 LECTURE = {"euler, 100 steps": "1.98 (4.0 x)", "ancestral, 100 steps, eta 0.5": "1.53 (3.1 x)",
            "heun, 100 steps": "0.95 (1.9 x)", "heun, 50 steps": "0.97 (1.9 x)", "heun, 20 steps": "1.23 (2.5 x)",
            "lms, 20 steps": "1.76 (3.5 x)"}
 
-GOAL_STEPS = 100                # noise levels of LMS on the way to the ends that count as exact
+EXACT_STEPS = 100               # noise levels of LMS on the way to the ends that count as exact
 
 COMPARED = [("euler", 100, {}), ("euler", 20, {}), ("ancestral", 100, {"eta": 0.5}), ("heun", 50, {}), ("heun", 20, {}),
             ("lms", 20, {}), ("dpmpp_2m", 20, {})]
@@ -300,8 +300,8 @@ COMPARED = [("euler", 100, {}), ("euler", 20, {}), ("ancestral", 100, {"eta": 0.
 def show_scale(images, input_scale, seed):
     """1. Images at the lecture's scale, and the mystery of 0.33 and 0.66, solved.
 
-    The lecture uses sig_data 0.33, says that 0.66 would be right, and finds the wrong one better. It was the right one:
-    the notebook (of 23 January 2023) defines images in -1..1 and then, before training, again in -0.5..0.5. A later
+    The lecture uses sig_data 0.33, says that 0.66 would be right, and finds 0.33 better. But 0.33 was right: the
+    notebook (of 23 January 2023) defines images in -1..1 and then, before training, again in -0.5..0.5. A later
     version, with true -1..1 images and 0.66, is another experiment: the lecture's own, in those units, has sig_data
     0.66, ln sigma around -1.2 + ln 2, and sigma from 0.02 to 160.
     """
@@ -392,10 +392,10 @@ def label(record):
 def exact_ends(args, denoiser):
     """Where 64 paths end, nearly exactly -> (64, 1, 32, 32), or fewer with --samples.
 
-    Many steps of LMS lead down to the smallest sigma, as they come nearer than as many of Heun for half of the
-    evaluations; and from there it goes straight to 0, as with all samplers but LMS itself.
+    LMS in many steps goes down to the smallest sigma (closer to exact than Heun in as many, for half the evaluations).
+    From there one Euler step goes to 0, as in all samplers but LMS itself.
     """
-    sigs = sigmas_karras(GOAL_STEPS)
+    sigs = sigmas_karras(EXACT_STEPS)
 
     def walk(noise):
         x = sample(sample_lms, denoiser, noise, sigs[:-1], order=4)        # a yardstick: whatever the default is
@@ -416,7 +416,7 @@ def solver_error(ends, exact):
 def try_sampler(args, denoiser, origin, evaluate, exact, name, steps, options):
     """7. Sample with one sampler, score and draw the clothes -> the record of it, which is in results.json too.
 
-    exact: where the paths end, as exact_ends has it; not looked at where options ask for fresh noise.
+    exact: what exact_ends returns; unused where options ask for fresh noise.
     """
     sigs = sigmas_karras(steps, rho=args.rho)
     walk = lambda noise: sample(SAMPLERS[name], denoiser, noise, sigs, **options) / args.input_scale

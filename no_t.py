@@ -7,28 +7,28 @@
     python no_t.py --trace              what goes on inside, as numbers
 
 What the lecture found: if noise is so easy to see, a denoiser need not be told how much there is, and a sampler need
-not be bound to remove an exact amount at each step. Without t it trains nearly as well (0.034 against 0.033), but plain
-DDIM with it fails: FID 22.3, and some images stay noisy. Asking lesson 2's network at every step how noisy x_t really
-is brings 3.88, where real images have 1.9 to 2.6.
+not be bound to remove an exact amount at each step. Without t a network trains nearly as well (its loss is 0.034, with
+t 0.033), but plain DDIM by it fails: FID 22.3, and some images stay noisy. The rescue is to ask lesson 2's network at
+every step how noisy x_t really is: 3.88, where real images score 1.9 to 2.6.
 
 What the small network does (two passes, seed 0, 50 steps, eta 1; results/small/no_t):
 - The losses are as close as the lecture's: 0.0389 without t, 0.0383 with it. Plain DDIM scores 14.8, lesson 1 11.0.
-- The rescue as the lecture has it makes that worse, 47.3: some images end all white or all black. Early on, lesson 2's
-  network cannot tell alphabar 0.001 from 0.01. Where x_t is a little too noisy it says too low an alphabar, which
-  magnifies x_0_hat, which makes x_t noisier still (--trace).
+- The lecture's rescue makes that worse, 47.3: some images end all white or all black. Early on, lesson 2's network
+  cannot tell alphabar 0.001 from 0.01. If x_t is a little too noisy, the predicted alphabar is too low; that magnifies
+  x_0_hat and makes x_t noisier still (--trace).
 - Where alphabar is predicted well the rescue works: 12.5 if it begins at t = 0.7 (--rescue late).
-- A bound at the range of images (--clip 1) stops the feedback: 16.6 with the rescue, 28.5 without. But the bound itself
-  costs more than the rescue gains. The steps before the last do the work: 15.5 without the last, 29.3 with nothing but
-  the last (both with --clip 1).
-- Where a step takes abar_t from the prediction, too, for its fresh noise, few images are lost: 14.1 instead of 57.9, by
-  a network that scores 16.2 without the rescue (one line changed; results/small/no_t-both-predicted).
-- The lecture saw KID get worse for a while on the way. In 20 steps ours falls at every step, but for the rescue's last,
-  at t = 0: there lesson 2's network takes the clean image for a slightly noisy one (--curve).
+- A bound at the range of images (--clip 1) stops this feedback: 16.6 with the rescue, 28.5 without it. But the bound
+  costs more than the rescue gains. All steps but the last do the work: 15.5 with the rescue at all of these, 29.3 with
+  it at the last alone (both with --clip 1).
+- If the abar_t that sets a step's fresh noise is predicted, too, few images are lost: 14.1 instead of 57.9, by a
+  network that scores 16.2 without the rescue (one line changed; results/small/no_t-both-predicted).
+- The lecture saw KID get worse for a while during sampling. In 20 steps ours falls at every step except the rescue's
+  last, at t = 0: there lesson 2's network takes the clean image for a slightly noisy one (--curve).
 
 What a network of the lecture's size does (25 passes on an H200, seed 0, 100 steps; results/lecture/no_t):
 - The losses again are as close as the lecture's: 0.0333 without t, 0.0327 with it.
-- The lecture's rescue works: with eta 1 4.49 becomes 3.56, and with eta 0, where plain DDIM leaves some images noisy,
-  29.69 becomes 6.31. A few images are lost: 8 of 2048 end all white with eta 1.
+- The lecture's rescue works: 4.49 becomes 3.56 with eta 1, and 29.69 becomes 6.31 with eta 0, where plain DDIM leaves
+  some images noisy. A few images are lost: 8 of 2048 end all white with eta 1.
 - Plain DDIM with eta 1 is not the failure that the lecture saw. Lesson 1's network, which is told t, has 2.59.
 """
 import argparse
@@ -48,9 +48,9 @@ INPUT_SCALE = noise_pred.INPUT_SCALE                                       # les
 # ---------------------------------------------------------------------------------------------- a network without t
 
 def noisify(x0, t=None):
-    """Lesson 1's noisify, but t stays here: -> ((x_t, zeros (N,)), noise). There is no way to cheat.
+    """Lesson 1's noisify, but t is not passed on: -> ((x_t, zeros (N,)), noise). There is no way to cheat.
 
-    The network is the same, with its input for t; it gets 0 every time, and can learn nothing from that.
+    The network is lesson 1's and still has an input for t. It always gets 0, from which it can learn nothing.
     """
     (x_t, t), noise = cosine_ddim.noisify(x0, t)
     return (x_t, torch.zeros_like(t)), noise
@@ -63,9 +63,9 @@ CLIP = 4.0                      # bound on x_0_hat, in units of the images' rang
 
 
 def predict(tmodel, x_t):
-    """How noisy lesson 2's network (the lecture's tmodel) takes x_t (N, 1, 32, 32) to be: alphabar (N,).
+    """Ask lesson 2's network (the lecture's tmodel) how noisy x_t (N, 1, 32, 32) is -> alphabar (N,).
 
-    Outside autocast: it was trained without, and alphabar near 1 wants its decimals.
+    Without autocast, as it was trained: near alphabar 1 the decimals matter.
     """
     with torch.autocast("cuda" if x_t.is_cuda else "cpu", enabled=False):
         return noise_pred.alphabar(tmodel(x_t.float()))
@@ -87,10 +87,10 @@ RESCUES = {"none": lambda t: False, "every": lambda t: True, "last": lambda t: t
 def sample(find_noise, find_abar, x, ts, eta=1.0, clip=CLIP * INPUT_SCALE, rescue="every"):
     """Lesson 1's sample with a network that is not told t: yields (x_0_hat, x_t, abar_hat or None) after every step.
 
-    find_noise(x_t), find_abar(x_t) -> alphabar (N,). Where the rescue is on, the prediction (abar_hat) takes the place
-    of abar(t), what the schedule says, in the estimate of the clean image, and nowhere else: the noise that is there is
-    removed, not what should be there. The last call, at t = 0, is idle in lesson 1: its alphabar is 1, and nothing is
-    left to remove. With a predicted alphabar it removes what noise there is after all.
+    find_noise(x_t), find_abar(x_t) -> alphabar (N,). Where the rescue is on, the prediction abar_hat replaces the
+    schedule's abar(t) in the estimate of the clean image, and nowhere else: so the noise that is there is removed, not
+    the noise that should be. The last call, at t = 0, is idle in lesson 1: abar(0) is 1, so nothing is left to remove.
+    With a predicted alphabar it removes what noise is left after all.
     """
     ts = ts.tolist()
     for t, t1 in zip(ts, ts[1:]):
@@ -101,8 +101,8 @@ def sample(find_noise, find_abar, x, ts, eta=1.0, clip=CLIP * INPUT_SCALE, rescu
 
 # ---------------------------------------------------------------------------------------------- the lesson
 
-# The lecture's own FIDs, on a scale where its real images scored 1.9 to 2.6; in brackets, over that. (Of the first the
-# notes do not tell the eta.)
+# The lecture's own FIDs, on a scale where its real images scored 1.9 to 2.6; in brackets, multiples of that. (The
+# notes do not tell the first one's eta.)
 LECTURE = {"no t, 100 steps, eta 1, rescue none": "22.3 (9..12 x)",
            "no t, 100 steps, eta 1, rescue every": "3.88 (1.5..2.0 x)",
            "no t, 100 steps, eta 0.5, rescue every": "4.58 (1.8..2.4 x)",
@@ -121,9 +121,9 @@ def label(record):
 
 def show_losses(args, origin):
     """1. The loss, beside that of lesson 1's network, if that was trained here with the same recipe."""
-    same = ("size", "seed", "data", "epochs", "batch_size", "lr", "input_scale")
-    with_t = [r["loss"] for r in read_results(args.out_dir / "cosine_ddim") if r.get("schedule") == "cosine" and
-            not r.get("normalise") and all(r.get(key) == (vars(args) | origin).get(key) for key in same)]
+    same = ("schedule", "normalise", "size", "seed", "data", "epochs", "batch_size", "lr", "input_scale")
+    ours = vars(args) | origin | {"schedule": "cosine", "normalise": False}
+    with_t = [r["loss"] for r in read_results(args.out_dir / "cosine_ddim") if all(r.get(k) == ours[k] for k in same)]
     print(f"loss of the last 100 steps without t {origin['loss']:.4f}, with t "
           + (f"{with_t[-1]:.4f}" if with_t else "not known: lesson 1's network was not trained here by this recipe")
           + f" (lecture: 0.034 and 0.033); {origin['train_seconds']:.0f} s of training on {origin['trained_on']}")

@@ -5,14 +5,14 @@
     python noise_pred.py --compare              both, on one scale
 
 Every denoiser so far was told t. Looking at noised images one wonders why: it is plain to see how noisy each is. So ask
-a network. What the lecture found: trained on the logit of alphabar its squared error is 0.075, where always answering
-0.5 gives 3.5. A network can tell; lesson 3 builds on that.
+a network. What the lecture found: one that is asked for the logit of alphabar has a squared error of 0.075, where
+always answering 0.5 gives 3.5. It can tell; lesson 3 builds on that.
 
 Ours, small, two passes on a CPU, seed 0 (results/small/noise_pred): 0.103, and guesses are off by 0.020 on average. At
 alphabar 0.5 they are off by 0.022, a third more than the limit for an unbiased guess that even knows the clean image
-(see best). The lecture also reports that without the logit it did not work well. At our budget that is true of the ends
-only: from alphabar 0.2 to 0.8 both targets do alike, but at 0.999 asking for alphabar itself is off by 0.0048 and
-asking for the logit by 0.0004. A squared error of alphabar hardly notices what happens there; one of the logit does.
+(see best). The lecture also reports that without the logit it did not work well. With our short training that holds
+near 0 and 1 only: from alphabar 0.2 to 0.8 both targets do equally well, but at 0.999 a network asked for alphabar is
+off by 0.0048, one asked for the logit by 0.0004. The squared error of alphabar hardly notices; the logit's does.
 
 What a network of the lecture's size does (20 passes on an H200, seed 0; results/lecture/noise_pred): 0.093 on test
 images. Its guesses are off by 0.018 on average, and at alphabar 0.5 by 0.0190, an eighth more than that limit.
@@ -39,14 +39,14 @@ RECIPE = {"lecture": dict(epochs=20, batch_size=512, lr=1e-2),
 def noisify(x0, al_t=None, target="logit"):
     """Clean images x0 (N, 1, H, W) -> ((x_t,), target (N,)): a noised image, and how much of it is image.
 
-    alphabar is drawn evenly from (0, 1) where al_t (N,) is not given, 1e-5 away from both ends, so that its logit,
-    ln(alphabar / (1 - alphabar)), is finite. The logit is what the network is asked for: from 0.99 to 0.999 is as far
-    as from 0.01 to 0.001 there, all numbers are possible answers, and they are centred at 0. target "alphabar" asks
-    for alphabar itself.
+    If al_t (N,) is not given, alphabar is drawn uniformly from (0, 1), at least 1e-5 from both ends, so that its logit,
+    ln(alphabar / (1 - alphabar)), is finite. The network is asked for the logit: on its scale 0.99 to 0.999 is as far
+    as 0.01 to 0.001, any number is a possible answer, and answers are centred at 0. target "alphabar" asks for alphabar
+    itself.
     """
     if al_t is None: al_t = torch.rand(len(x0), device=x0.device).clamp(1e-5, 1 - 1e-5)
-    wide = al_t[:, None, None, None]
-    x_t = wide.sqrt() * x0 + (1 - wide).sqrt() * torch.randn_like(x0)
+    a = al_t[:, None, None, None]
+    x_t = a.sqrt() * x0 + (1 - a).sqrt() * torch.randn_like(x0)
     return (x_t,), al_t.logit() if target == "logit" else al_t
 
 
@@ -83,7 +83,7 @@ class Constant(torch.nn.Module):
 
 
 def guess(model, x0, al_t=None, target="logit"):
-    """-> the network's answers (N,) to noised images x0 (N, 1, H, W), the right ones (N,), and the noised images."""
+    """Noise the images x0 (N, 1, H, W) -> the network's answers (N,), the right ones (N,), and the noised images."""
     torch.manual_seed(0)                                                   # the same noise for every network
     (x_t,), actual = noisify(x0, al_t, target)
     return run(model, x_t).flatten(), actual, x_t
@@ -100,7 +100,7 @@ def show_question(folder, x0):
 def show_baselines(x0):
     """2. What counts as good: the loss of a constant answer, twice; and the trap of shapes that do not match.
 
-    If alphabar is drawn evenly, its logit has mean 0 and variance pi^2 / 3 = 3.29, the loss of a constant 0. The
+    If alphabar is drawn uniformly, its logit has mean 0 and variance pi^2 / 3 = 3.29, the loss of a constant 0. The
     lecture's 3.5 belongs to its other constant, 0.5, which costs 0.25 more.
     """
     _, batch = noisify(x0[:512])
@@ -115,7 +115,7 @@ def show_baselines(x0):
 
 
 def network(args, x0, target="logit"):
-    """3. This lesson's network for images x0 in -b..b, trained if it was not before -> the network, and its origin.
+    """3. This lesson's network for images x0 in -b..b, trained or loaded -> the network, and its origin.
 
     The lecture's residual network with a single output, in float32: this is regression to several decimals.
     """
@@ -137,12 +137,12 @@ def show_guesses(folder, x0, x_t, pred, actual, target):
 
 
 def best(level, x0):
-    """The mean absolute error of the best unbiased guess of alphabar, knowing the image (the Cramer-Rao bound, with
-    errors taken as normally distributed).
+    """The least mean absolute error of an unbiased guess of alphabar by someone who knows the image (the Cramer-Rao
+    bound, with errors taken as normally distributed).
 
-    Each of the n pixels of x_t is Gaussian, with mean sqrt(a) x0 and variance 1 - a. Their Fisher information about a
-    is n / (2 (1 - a)^2) + |x0|^2 / (4 a (1 - a)), and no unbiased guess has a variance below its inverse. The network
-    does not know the image; but near 0 it can do better, as it knows that alphabar is not below 0.
+    At alphabar a each of the n pixels of x_t is Gaussian, with mean sqrt(a) x0 and variance 1 - a. Their Fisher
+    information about a is n / (2 (1 - a)^2) + |x0|^2 / (4 a (1 - a)), and no unbiased guess has a variance below its
+    inverse. The network does not know the image; but near 0 it can do better, knowing that alphabar is not below 0.
     """
     information = x0[0].numel() / (2 * (1 - level) ** 2) + x0.square().sum((1, 2, 3)) / (4 * level * (1 - level))
     return float((2 / (math.pi * information)).sqrt().mean())
@@ -178,22 +178,21 @@ def main(argv=None):
     targets = ("logit", "alphabar") if args.compare else (args.target or "logit",)
     for target in targets:
         model, origin = network(args, x0, target)
-        pred, actual, _ = guess(model, x0[:10_000], target=target)
-        train_loss = flat_mse(pred, actual).item()
-        pred, actual, x_t = guess(model, test, target=target)
-        test_loss = flat_mse(pred, actual).item()
-        pred, actual = alphabar(pred, target), alphabar(actual, target)
+        said, right, _ = guess(model, x0[:10_000], target=target)
+        train_loss = flat_mse(said, right).item()
+        said, right, x_t = guess(model, test, target=target)
+        test_loss = flat_mse(said, right).item()
+        pred, actual = alphabar(said, target), alphabar(right, target)
         show_guesses(args.folder, test, x_t, pred, actual, target)
-        table[target] = {"what": target, "train_loss": train_loss, "test_loss": test_loss,
-                         "mae": float((pred - actual).abs().mean()),
-                         "logit_mse": flat_mse(pred.logit(), actual.logit()).item(),
-                         "levels": LEVELS, "errors": errors(model, test[:1000], target), "data": args.data, **origin}
-        save_results(args.folder, [table[target]])
+        table[target] = record = {
+            "what": target, "train_loss": train_loss, "test_loss": test_loss,
+            "mae": float((pred - actual).abs().mean()), "logit_mse": flat_mse(pred.logit(), actual.logit()).item(),
+            "levels": LEVELS, "errors": errors(model, test[:1000], target), "data": args.data, **origin}
+        save_results(args.folder, [record])
         lecture = " (lecture: 0.075)" if target == "logit" else ""
         print(f"asked for {target}: mean squared error of that {train_loss:.4f} on images of the training set, "
-              f"{test_loss:.4f} on the test images{lecture}; mean error of alphabar "
-              f"{table[target]['mae']:.4f}; {origin['train_seconds']:.0f} s of training on {origin['trained_on']}"
-              f"{stand_in(args.data)}")
+              f"{test_loss:.4f} on the test images{lecture}; mean error of alphabar {record['mae']:.4f}; "
+              f"{origin['train_seconds']:.0f} s of training on {origin['trained_on']}{stand_in(args.data)}")
     print("error at alphabar of          " + "".join(f"{level:8g}" for level in LEVELS))
     for target, record in table.items():
         for row, name in ((0, "mean, of alphabar"), (1, "root mean sq., logit")):

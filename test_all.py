@@ -927,7 +927,7 @@ def measure_once(self, data_dir, samples, count, measure=fid.ImageEval.measure_r
 
 @pytest.fixture(autouse=True)
 def quicker(monkeypatch):
-    monkeypatch.setattr(karras, "GOAL_STEPS", 20)                            # for seconds' sake
+    monkeypatch.setattr(karras, "EXACT_STEPS", 20)                            # for seconds' sake
     monkeypatch.setattr(fid.ImageEval, "measure_reals", measure_once)
 
 
@@ -1066,7 +1066,7 @@ def test_karras_from_end_to_end(tmp_path, capsys, monkeypatch):
 
 
 def test_the_exact_ends_are_exact(monkeypatch):
-    monkeypatch.setattr(karras, "GOAL_STEPS", 100)                           # as it is in the script
+    monkeypatch.setattr(karras, "EXACT_STEPS", 100)                           # as it is in the script
     monkeypatch.setattr(karras.sample_lms, "__defaults__", (1,))             # a reader's change leaves the yardstick
     args = unet.argparse.Namespace(samples=100, seed=0, device=torch.device("cpu"), input_scale=0.5)
     s, last = 0.33, 0.01                                       # the path ends with one step of Euler, from 0.01 to 0
@@ -1243,7 +1243,7 @@ def finished(tmp_path_factory):
     """A folder in which karras.py has been through, and the beginnings of another training."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(karras, "GOAL_STEPS", 2)
+        patch.setattr(karras, "EXACT_STEPS", 2)
         run(karras.main, folder, "--steps", "2")
     network = next((folder / "karras").glob("network-*.pt"))
     network.with_suffix(".retrain").write_bytes(network.read_bytes())        # complete, but not a training's
@@ -1256,7 +1256,7 @@ def finished(tmp_path_factory):
 def test_damage_is_named_with_its_remedy_and_nothing_is_touched(finished, victim, capsys, monkeypatch):
     path, folder = next(finished.glob(victim)), finished
     monkeypatch.setattr(fid, "WEIGHTS", folder / "fid.pt")
-    monkeypatch.setattr(karras, "GOAL_STEPS", 2)
+    monkeypatch.setattr(karras, "EXACT_STEPS", 2)
     monkeypatch.chdir(folder)
     good = path.read_bytes()
     flipped = bytearray(good)

@@ -6,8 +6,8 @@ single number of an image, and takes the residual network of fid.py.)
 
     python unet.py        parameters, GFLOP an image, and images a second for training and sampling on this machine
 
-Reading order: the network, how it starts, how it is fitted and asked for samples. What follows, checkpoints and the
-flags and errors that every script shares, can be skipped.
+Reading order: the network, how it starts, how it is fitted and asked for samples. What makes it fast, and what follows,
+checkpoints and the flags and errors that every script shares, can be skipped.
 """
 import argparse
 import contextlib
@@ -64,23 +64,6 @@ class ResnetBlock(nn.Module):
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-def attend(q, k, v):
-    """softmax(q k' / sqrt(d)) v for (.., pixels, d) each (Vaswani et al. 2017, eq. 1), by torch's fused kernels where
-    they are fastest."""
-    if q.device.type != "cpu": return F.scaled_dot_product_attention(q, k, v)
-    pixels, d = q.shape[-2:]
-    # On a CPU they are slow to differentiate in bfloat16. Pixels that are few for the width of a head take the formula
-    # as it stands, whose cost is the pixels' squared; many take the kernels in float32.
-    if q.dtype == torch.bfloat16 and pixels <= 8 * d:
-        return (q * d ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(q.dtype) @ v
-    with torch.autocast("cpu", enabled=False):
-        q, k, v = q.float(), k.float(), v.float()
-        if pixels > 64 and "AuthenticAMD" in processor():
-            # On AMD heads of 8 channels are slower than of 16, so zeros are appended, which change no product.
-            q, k, v = (F.pad(a, (0, -d % 16)) for a in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, scale=d ** -0.5)[..., :d]
-
-
 class Attention(nn.Module):
     """Self-attention among all pixels of the picture: the one place where far corners speak to each other directly."""
 
@@ -97,7 +80,7 @@ class Attention(nn.Module):
         pixels = self.group_norm(x).permute(0, 2, 3, 1).reshape(n, height * width, c)
         q, k, v = (f(pixels).view(n, height * width, self.heads, -1).transpose(1, 2)
                    for f in (self.to_q, self.to_k, self.to_v))
-        out = attend(q, k, v)
+        out = attend(q, k, v)                                              # softmax(q k' / sqrt(head_dim)) v
         out = out.transpose(1, 2).reshape(n, height * width, c)
         return x + self.to_out[0](out).reshape(n, height, width, c).permute(0, 3, 1, 2)
 
@@ -112,10 +95,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Every pixel twice in each direction, then a 3x3 convolution: as one step, a transposed convolution.
+    """self.conv(F.interpolate(x, scale_factor=2)), computed as one transposed convolution.
 
-    Its kernel is the 3x3 one laid over itself at the four places that a doubled pixel takes, 4x4 in all. The result is
-    the same for less than half of the multiplications.
+    Its 4x4 kernel is the 3x3 one laid over itself at the four places that a doubled pixel takes. The result is the same
+    for less than half of the multiplications.
     """
 
     def __init__(self, n):
@@ -210,7 +193,11 @@ def init_ddpm(model):
     return model
 
 
-# ---------------------------------------------------------------------------------------------- fitting it
+# ---------------------------------------------------------------------------------------------- making it fast
+# Which numbers, which attention and whether to compile: that depends on the machine. You can skip it at first.
+
+torch.backends.cudnn.allow_tf32 = False                    # what is called float32 here is that on every GPU
+
 
 @functools.cache
 def processor():
@@ -223,18 +210,32 @@ def processor():
 def has_matrix_units(kind):
     """Whether devices of this kind multiply matrices in bfloat16 much faster: recent CUDA GPUs and some x86 CPUs do."""
     if kind == "cuda": return torch.cuda.get_device_capability() >= (8, 0)
-    # The one Intel without AMX that was measured took bfloat16 1.3 to 1.5 times as long as float32. AMD's gain by it.
+    # An Intel without AMX, the one that was measured, took 1.3 to 1.5 times as long in bfloat16. AMD's gain by it.
     return kind == "cpu" and ("amx_bf16" in processor()
                               or "avx512_bf16" in processor() and "AuthenticAMD" in processor())
 
 
-torch.backends.cudnn.allow_tf32 = False                    # what is called float32 here is that on every GPU
-
-
-def reduced(device, amp=True):
+def mixed_precision(device, amp=True):
     """Matrix products in bfloat16 where there are units for it; weights, and sums in a loss, stay float32."""
     units = amp and has_matrix_units(device.type)
     return torch.autocast(device.type, torch.bfloat16) if units else contextlib.nullcontext()
+
+
+def attend(q, k, v):
+    """softmax(q k' / sqrt(d)) v for (.., pixels, d) each (Vaswani et al. 2017, eq. 1), by torch's fused kernels where
+    they are fastest."""
+    if q.device.type != "cpu": return F.scaled_dot_product_attention(q, k, v)
+    pixels, d = q.shape[-2:]
+    # On a CPU their backward pass is slow in bfloat16. So where pixels are few for the width of a head, the formula is
+    # used as it stands (its cost grows with pixels squared); elsewhere the kernels, in float32.
+    if q.dtype == torch.bfloat16 and pixels <= 8 * d:
+        return (q * d ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(q.dtype) @ v
+    with torch.autocast("cpu", enabled=False):
+        q, k, v = q.float(), k.float(), v.float()
+        if pixels > 64 and "AuthenticAMD" in processor():
+            # On AMD heads of 8 channels are slower than of 16, so zeros are appended, which change no product.
+            q, k, v = (F.pad(a, (0, -d % 16)) for a in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, scale=d ** -0.5)[..., :d]
 
 
 def compiled(model, device):
@@ -248,6 +249,8 @@ def compiled(model, device):
     torch._dynamo.config.suppress_errors = True                # what cannot be compiled after all runs as it is
     return torch.compile(model, mode="reduce-overhead")
 
+
+# ---------------------------------------------------------------------------------------------- fitting it
 
 def step_seed(seed, step):
     """Each step has a seed of its own, so a run that is broken off and continued draws the same noise as an unbroken
@@ -263,12 +266,12 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     """The one training loop: Adam under a one-cycle rate (Smith 2018), everything resident on the model's device.
 
     noisify(x0) -> (inputs, target), or noisify(x0, labels) where labels are given; inputs is a tuple: model(*inputs).
-    images: (N, 1, H, W); batches of batch_size, the incomplete last one of an epoch left out. amp: in bfloat16
-    where the device gains by it (see reduced), and compiled on a GPU; without, in float32 as it stands.
+    images: (N, 1, H, W), taken in batches of batch_size; an epoch's incomplete last batch is left out. amp: bfloat16
+    where the device gains by it (see mixed_precision), compiled on a GPU; without amp plain float32, not compiled.
     path: where the finished network is kept and found again; an unfinished one is beside it, as .part (.retrain with
-    retrain=True). settings: what a checkpoint must agree in to be used, a dictionary of plain values.
-    -> {"losses": (steps,), "seconds": of training and compiling, "first_step": of the first step, where what compiles
-    does so, "device": its name}; the model is left in evaluation mode. Raises Problem where a checkpoint is damaged or
+    retrain=True). settings: what a checkpoint must match to be used, a dictionary of plain values.
+    -> {"losses": (steps,), "seconds": of training and compiling, "first_step": seconds of the first step, compiling
+    included, "device": its name}; the model is left in evaluation mode. Raises Problem where a checkpoint is damaged or
     belongs to other settings, and where the loss is not finite.
     """
     device, path = next(model.parameters()).device, path and Path(path)
@@ -287,12 +290,12 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     total = epochs * per_epoch
     optim = optimizer(model.parameters(), lr=lr, fused=device.type in ("cpu", "cuda"))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optim, max_lr=lr, total_steps=total)
-    losses, step, before, first_step = torch.zeros(total), 0, 0.0, None
+    losses, step, seconds_before, first_step = torch.zeros(total), 0, 0.0, None
     part = path and path.with_suffix(".retrain" if retrain else ".part")
     if part and part.exists():
-        losses, step, before, first_step = resume(part, settings, model, optim, schedule)
+        losses, step, seconds_before, first_step = resume(part, settings, model, optim, schedule)
         print(f"continuing at step {step} of {total}, from {part} (did its training change? delete that file)")
-    losses, first_here, started = losses.to(device), step, time.time()
+    losses, resumed_at, started = losses.to(device), step, time.time()
 
     def check_losses():
         bad = (~losses[:step].isfinite()).nonzero()
@@ -302,18 +305,19 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
 
     run = compiled(model, device) if amp else model                        # float32 gains less than compiling costs
     if run is not model: progress("compiling the network for this GPU, a minute or so ...", end=True)
-    shown = kept = time.time()
+    last_shown = last_saved = time.time()
     model.train()
     try:
-        while step < total:                                                # the training loop of the lecture
+        while step < total:
             epoch, i = divmod(step, per_epoch)
-            if i == 0 or step == first_here:
+            if i == 0 or step == resumed_at:
                 order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(images))).to(device)
-                first, since = step, time.time()                           # speed is by epoch: the first compiles
+                from_step, from_time = step, time.time()                   # speed is by epoch: the first compiles
             torch.manual_seed(step_seed(seed, step))
             pick = order[i * batch_size:(i + 1) * batch_size]
+            # The lecture's loop: the question and its answer, the network's answer, the loss, its slope, one step.
             inputs, target = noisify(images[pick]) if labels is None else noisify(images[pick], labels[pick])
-            with reduced(device, amp):
+            with mixed_precision(device, amp):
                 output = run(*inputs)
             value = loss(output.float(), target)
             optim.zero_grad()
@@ -326,25 +330,25 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
                 check_losses()                                             # waits for a GPU, so the time is real
                 first_step = time.time() - started
             now = time.time()
-            if now - shown > 1 or i + 1 == per_epoch:                      # seldom, as it waits for a GPU
+            if now - last_shown > 1 or i + 1 == per_epoch:                 # seldom, as it waits for a GPU
                 check_losses()
-                shown = now = time.time()
-                rate = (step - first) * batch_size / (now - since)
+                last_shown = now = time.time()
+                rate = (step - from_step) * batch_size / (now - from_time)
                 loss_so_far = losses[step - i - 1:step].mean()             # of this epoch
                 progress(f"epoch {epoch + 1}/{epochs}  step {step}/{total}  loss {loss_so_far:.4f}  {rate:.0f} images/s"
                          f"  {(total - step) * batch_size / rate:.0f} s left", end=i + 1 == per_epoch)
-            if part and now - kept > SAVE_EVERY:
+            if part and now - last_saved > SAVE_EVERY:
                 check_losses()
                 save_atomically({"settings": settings, "step": step, "losses": losses.cpu(),
-                                 "seconds": before + now - started, "first_step": first_step,
+                                 "seconds": seconds_before + now - started, "first_step": first_step,
                                  "model": model.state_dict(), "optimizer": optim.state_dict(),
                                  "schedule": schedule.state_dict()}, part)
-                kept = time.time()
+                last_saved = time.time()
     except KeyboardInterrupt:
         onward = f"continues from {part}" if part and part.exists() else "starts again"
         raise KeyboardInterrupt(f"stopped at step {step} of {total}; the same command {onward}") from None
     model.eval()
-    record = {"losses": losses.cpu(), "seconds": before + time.time() - started, "first_step": first_step,
+    record = {"losses": losses.cpu(), "seconds": seconds_before + time.time() - started, "first_step": first_step,
               "device": device_name(device)}
     if path:
         save_atomically({"settings": settings, "model": model.state_dict(), **record}, path)
@@ -359,11 +363,11 @@ def chosen(args, recipe):
 
 
 def train(args, lesson, recipes, noisify, images, *, build=None, loss=F.mse_loss, amp=True, **settings):
-    """The lessons' way to a trained network: the lecture's network, started, fitted and kept in the lesson's folder.
+    """A lesson's trained network: built, started and fitted, or found again in the lesson's folder.
 
     recipes: {size: {"epochs": .., "batch_size": .., "lr": ..}}. build(): another network than the size's UNet.
     settings: what else the network depends on, such as its lesson's scales.
-    -> the network, and what every result that is made with it says of its origin (loss: that of the last 100 steps).
+    -> the network, and its origin, for the record of every result (loss: the mean of the last 100 steps).
     """
     recipe = chosen(args, recipes[args.size])
     settings |= recipe | {"lesson": lesson, "images": len(images), "data": args.data, "seed": args.seed}
@@ -386,17 +390,17 @@ def train(args, lesson, recipes, noisify, images, *, build=None, loss=F.mse_loss
 
 @torch.no_grad()
 def generate(sampler, n, seed, device, batch=None, amp=True):
-    """-> n samples (n, 1, 32, 32), which sampler(noise) makes of batches of noise (batch, 1, 32, 32); and the seconds.
+    """-> n samples (n, 1, 32, 32), made by sampler(noise) from batches of noise (batch, 1, 32, 32); and the seconds.
 
-    The noise is drawn on the CPU from the seed, so that every device, and a run whether it trained or not, starts from
-    the same standard normal numbers. What a sampler draws on the way is from torch's own generator, seeded here too.
+    The noise is drawn on the CPU from the seed: the same on every device, and whether or not training ran just before.
+    What a sampler draws on the way comes from torch's own generator, seeded here too.
     """
     batch = batch or (128 if device.type == "cpu" else 1024)               # 128 stay in a CPU's cache
-    torch.manual_seed(step_seed(seed, 1))                                  # not seed, which the first noise has
+    torch.manual_seed(step_seed(seed, 1))                                  # not seed: that gives the starting noise
     generator, out, started = torch.Generator().manual_seed(seed), None, time.time()
     for start in range(0, n, batch):
         noise = torch.randn(min(batch, n - start), 1, 32, 32, generator=generator)
-        with reduced(device, amp):
+        with mixed_precision(device, amp):
             images = sampler(noise.to(device))
         if out is None: out = torch.empty(n, *images.shape[1:])
         out[start:start + len(noise)] = images                             # in place: never two copies

@@ -8,7 +8,8 @@
 What the lecture found: nothing needs a thousand numbered timesteps. Let t run from 0, the plain image, to 1, all noise,
 and make alphabar a function of it; any number of steps is then a list of floats. 100 steps scored a FID (fid.py;
 lower is better) of 3.29 and 3.10, where real images score 1.9 to 2.6. The other topic is noise schedules (Chen 2023,
-arXiv 2301.10972): how fast the image drowns in noise is one dial, the number b that images are multiplied by another.
+arXiv 2301.10972). Two dials set how fast the image drowns in noise: the schedule itself, and b, the number that images
+are multiplied by.
 
 What the small network does (two passes, seed 0, real images score 1.12; results/small/cosine_ddim and dials):
 - The loss comes to 0.0383 (the lecture's to 0.033). 50 steps of DDIM do as well as 100: 11.0 and 10.9.
@@ -78,8 +79,9 @@ def denoise(x_t, noise, t, abar=abar):
 def timesteps(steps, spacing="uniform"):
     """(steps + 1,) times from just below 1 down to 0, and 0 once more: each step goes from one to the next.
 
-    "uniform" is the lecture's: 1 - 1/steps, .., 1/steps, 0. "late" is a trick that it recalls from an earlier lesson:
-    on a fine grid take every 10th time in the first tenth of the way, every 9th in the next, .., all in the last.
+    "uniform" is the lecture's: 1 - 1/steps, .., 1/steps, 0. "late" is a trick from earlier in the course,
+    which the lecture recalls: on a fine grid take every 10th time in the first tenth of the way, every 9th in the next,
+    .., all in the last.
     """
     if steps < 2: raise Problem(f"{steps} steps are too few: the last of them, at t = 0, changes nothing")
     done = np.linspace(0, 1, steps)                                        # how much of the way down is done
@@ -141,8 +143,9 @@ def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
 def noise_schedule(name="cosine", start=None, end=None, tau=None):
     """-> (gamma(t), its inverse), from 1 at t = 0 to 0 at t = 1, cut off at 1e-9 (Chen 2023, section 2.1).
 
-    linear: 1 - t, without parameters. cosine: abar from start to end (default 0 to 1); sigmoid: the sigmoid from start
-    to end (default -3 to 3). Both are stretched to run from 1 to 0, and tau (default 1) bends them.
+    linear: 1 - t, without parameters. cosine: abar(u) ** tau, u from start to end (default 0 to 1). sigmoid:
+    sigmoid(u / tau), u from start to end (default -3 to 3), turned round. Both are stretched to run from 1 to 0; tau is
+    1 by default.
     Raises Problem for parameters that make no schedule.
     """
     if name == "linear":

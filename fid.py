@@ -9,9 +9,9 @@ features describe both. It needs a classifier (ours is pinned, so that figures c
 real training images.
 
 Ours is a floor of 1.12 +- 0.13 (results/small/fid). Real images with noise of 0.03, which is hardly visible, score 1.9;
-with noise of 0.1 they score 20, blurred by a pixel 24. Pure noise scores 334. Working in float64 or, as the lecture, in
-float32 makes no difference with this classifier and images in -1..1, and a little if they are halved, as in the
-lecture's lesson 4.
+with noise of 0.1 they score 20, blurred by a pixel 24. Pure noise scores 334. Working in float64 or, like the lecture's
+notebook, in float32 makes no difference with this classifier and images in -1..1, and a little if they are halved, as
+in the lecture's lesson 4.
 """
 import functools
 import hashlib

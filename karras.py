@@ -67,9 +67,9 @@ def scalings(sig, sig_data=0.33):
     Karras et al. 2022, table 1, derived in appendix B.6. The noised image x = y + sig * noise has the variance
     totvar = sig^2 + sig_data^2: variances of independent things add. Then
       c_in    makes the input's variance 1: it divides by the standard deviation.
-      c_skip  is how much of x is passed on unchanged: the picture's share of x's variance, as no other number leaves a
-              smaller rest, y - c_skip * x. Little noise: c_skip near 1, the network finds the noise. Much noise:
-              c_skip near 0, it finds the picture. Always the part worth asking for.
+      c_skip  is how much of x is passed on unchanged: the picture's share of x's variance, because no other number
+              leaves a smaller rest, y - c_skip * x. Little noise: c_skip near 1, the network finds the noise. Much
+              noise: c_skip near 0, it finds the picture. Always the part worth asking for.
       c_out   makes the target's variance 1: it is the standard deviation of that rest.
     """
     totvar = sig ** 2 + sig_data ** 2
@@ -124,7 +124,7 @@ def loss_by_sigma(model, x0, sigmas, how):
 
 
 def loss_of_the_mean(x0, sigmas, sig_data=0.33):
-    """The loss, at each of the sigmas (an array), of an estimate that knows only sig_data and the images' mean.
+    """The loss, at each of the sigmas (an array), of an estimate that knows only sig_data and the mean image of x0.
 
     The estimate c_skip x + (1 - c_skip) mean is off by (1 - c_skip) (y - mean) minus c_skip sigma noise. The two are
     independent, so their variances add; times the weight 1 / c_out^2 that is the formula below.
@@ -261,9 +261,9 @@ def sample(sampler, denoise, noise, sigs, **options):
 
 
 def evaluations(name, steps):
-    """How often a sampler calls the network, its cost. Counted in a trial run, so it is right for yours too."""
+    """How often a sampler calls the network: its cost. Counted in a trial run, so it is right for yours too."""
     asked = []
-    sample(SAMPLERS[name], lambda x, sig: asked.append(sig) or x, torch.zeros(1), sigmas_karras(steps))
+    sample(SAMPLERS[name], lambda x, sig: asked.append(sig) or x, torch.zeros(1, 1, 32, 32), sigmas_karras(steps))
     return len(asked)
 
 
@@ -273,10 +273,10 @@ def denoise_epsilon(model, x, sig):
     """denoise for a network that finds the noise in x_t at time t, such as lesson 1's. sig: a number.
 
     Karras et al. 2022, table 1, columns "VP" and "iDDPM + DDIM": older models fit the same formulas with c_skip 1,
-    c_out -sig, c_in 1 / sqrt(sig^2 + 1), and are told the time whose alphabar is c_in^2: x is x_t / sqrt(abar), so
-    sig^2 is (1 - abar) / abar. So any sampler here takes them, without new training. But a c_out of -sig magnifies the
-    network's errors where noise is high, and some samplers leave noise in the pictures: see the comment below
-    cosine_ddim.ddim_step.
+    c_out -sig, c_in 1 / sqrt(sig^2 + 1), and are told the time whose alphabar is c_in^2. (x is x_t / sqrt(abar), whose
+    noise has sig^2 = (1 - abar) / abar.) Any sampler here therefore takes them, without new training. But a
+    c_out of -sig magnifies the network's errors where noise is high, and some samplers leave noise in the pictures: see
+    the comment below cosine_ddim.ddim_step.
     """
     c_in = 1 / math.sqrt(sig ** 2 + 1)
     t = cosine_ddim.inv_abar(torch.tensor(c_in ** 2, dtype=torch.float64))

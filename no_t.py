@@ -8,7 +8,7 @@
 
 What the lecture found: if noise is so easy to see, a denoiser need not be told how much there is, and a sampler need
 not be bound to remove an exact amount at each step. Without t a network trains nearly as well (its loss is 0.034, with
-t 0.033), but plain DDIM by it fails: FID 22.3, and some images stay noisy. The rescue is to ask lesson 2's network at
+t 0.033), but plain DDIM with it fails: FID 22.3, and some images stay noisy. The rescue is to ask lesson 2's network at
 every step how noisy x_t really is: 3.88, where real images score 1.9 to 2.6.
 
 What the small network does (two passes, seed 0, 50 steps, eta 1; results/small/no_t):
@@ -102,7 +102,7 @@ def sample(find_noise, find_abar, x, ts, eta=1.0, clip=CLIP * INPUT_SCALE, rescu
 # ---------------------------------------------------------------------------------------------- the lesson
 
 # The lecture's own FIDs, on a scale where its real images scored 1.9 to 2.6; in brackets, multiples of that. (The
-# notes do not tell the first one's eta.)
+# notes do not give the eta of the first.)
 LECTURE = {"no t, 100 steps, eta 1, rescue none": "22.3 (9..12 x)",
            "no t, 100 steps, eta 1, rescue every": "3.88 (1.5..2.0 x)",
            "no t, 100 steps, eta 0.5, rescue every": "4.58 (1.8..2.4 x)",
@@ -200,7 +200,7 @@ def main(argv=None):
     add("--steps", type=number(int, 2, 1000), help="steps of DDIM (default 100; 20 with --curve and --trace)")
     add("--eta", type=number(float, 0, 1), help="fresh noise on the way, 0 to 1 (default 1)")
     add("--rescue", choices=RESCUES,
-        help="when alphabar is predicted; late: from t = 0.7 on (default: none, then every, then every with --clip 1)")
+        help="when alphabar is predicted; late: for t <= 0.7 (default: none, then every, then every with --clip 1)")
     add("--clip", type=number(float, 0.01, 1000), help="bound on x_0_hat: 1 is its range (default 4, the rescue's)")
     shows = parser.add_mutually_exclusive_group()
     shows.add_argument("--compare", action="store_true", help="all rescues, and three eta, in one table")

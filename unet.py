@@ -6,8 +6,8 @@ single number of an image, and takes the residual network of fid.py.)
 
     python unet.py        parameters, GFLOP an image, and images a second for training and sampling on this machine
 
-Reading order: the network, how it starts, how it is fitted and asked for samples. What makes it fast, and what follows,
-checkpoints and the flags and errors that every script shares, can be skipped.
+Reading order: the network, how it starts, how it is fitted and asked for samples. Two parts can be skipped: in the
+middle what makes it fast, at the end the checkpoints, flags and errors that every script shares.
 """
 import argparse
 import contextlib
@@ -194,7 +194,7 @@ def init_ddpm(model):
 
 
 # ---------------------------------------------------------------------------------------------- making it fast
-# Which numbers, which attention and whether to compile: that depends on the machine. You can skip it at first.
+# Number formats, attention, compiling: what is best depends on the machine. You can skip this at first.
 
 torch.backends.cudnn.allow_tf32 = False                    # what is called float32 here is that on every GPU
 
@@ -210,7 +210,7 @@ def processor():
 def has_matrix_units(kind):
     """Whether devices of this kind multiply matrices in bfloat16 much faster: recent CUDA GPUs and some x86 CPUs do."""
     if kind == "cuda": return torch.cuda.get_device_capability() >= (8, 0)
-    # An Intel without AMX, the one that was measured, took 1.3 to 1.5 times as long in bfloat16. AMD's gain by it.
+    # The one Intel without AMX that was measured took 1.3 to 1.5 times as long in bfloat16. AMD's gain by it.
     return kind == "cpu" and ("amx_bf16" in processor()
                               or "avx512_bf16" in processor() and "AuthenticAMD" in processor())
 
@@ -226,8 +226,8 @@ def attend(q, k, v):
     they are fastest."""
     if q.device.type != "cpu": return F.scaled_dot_product_attention(q, k, v)
     pixels, d = q.shape[-2:]
-    # On a CPU their backward pass is slow in bfloat16. So where pixels are few for the width of a head, the formula is
-    # used as it stands (its cost grows with pixels squared); elsewhere the kernels, in float32.
+    # On a CPU the fused kernels' backward pass is slow in bfloat16. So where pixels are few for the width of a head,
+    # the formula is used as it stands (its cost grows with pixels squared); elsewhere the kernels, in float32.
     if q.dtype == torch.bfloat16 and pixels <= 8 * d:
         return (q * d ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(q.dtype) @ v
     with torch.autocast("cpu", enabled=False):
@@ -315,7 +315,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
                 from_step, from_time = step, time.time()                   # speed is by epoch: the first compiles
             torch.manual_seed(step_seed(seed, step))
             pick = order[i * batch_size:(i + 1) * batch_size]
-            # The lecture's loop: the question and its answer, the network's answer, the loss, its slope, one step.
+            # The lecture's loop: the question and its answer, the network's answer, the loss, its gradient, one step.
             inputs, target = noisify(images[pick]) if labels is None else noisify(images[pick], labels[pick])
             with mixed_precision(device, amp):
                 output = run(*inputs)
@@ -390,7 +390,7 @@ def train(args, lesson, recipes, noisify, images, *, build=None, loss=F.mse_loss
 
 @torch.no_grad()
 def generate(sampler, n, seed, device, batch=None, amp=True):
-    """-> n samples (n, 1, 32, 32), made by sampler(noise) from batches of noise (batch, 1, 32, 32); and the seconds.
+    """-> n samples (n, ..), usually images, made by sampler(noise) of noise (batch, 1, 32, 32); and the seconds.
 
     The noise is drawn on the CPU from the seed: the same on every device, and whether or not training ran just before.
     What a sampler draws on the way comes from torch's own generator, seeded here too.

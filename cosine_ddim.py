@@ -127,7 +127,8 @@ def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
     """From standard normal x (N, 1, H, W) along the times ts: yields (x_0_hat, x_t) after every step.
 
     find_noise(x_t, t): any estimate of the noise in x_t at time t. The last call, at t = 0, changes nothing; it is the
-    lecture's, and lesson 3 has a use for it.
+    lecture's, and lesson 3 has a use for it. (If you ask a network for x0 instead, and divide by sqrt(1 - abar) to have
+    the noise, that is 0 / 0 there.)
     """
     ts = ts.tolist()
     for t, t1 in zip(ts, ts[1:]):
@@ -140,31 +141,30 @@ def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
 # skip it on a first reading. Dial one is the schedule, gamma(t) in the paper: our alphabar. Dial two is b, a number to
 # scale the images with: less image in the same noise.
 
+# gamma's curve, as it falls or rises from u = start to end; its inverse; start and end, if nothing else is asked for.
+SCHEDULES = {"linear": (lambda u, tau: 1 - u, lambda y, tau: 1 - y, 0.0, 1.0),
+             "cosine": (lambda u, tau: abar(u) ** tau, lambda y, tau: inv_abar(y.clamp(0, 1) ** (1 / tau)), 0.0, 1.0),
+             "sigmoid": (lambda u, tau: (u / tau).sigmoid(), lambda y, tau: y.logit() * tau, -3.0, 3.0)}
+
+
 def noise_schedule(name="cosine", start=None, end=None, tau=None):
     """-> (gamma(t), its inverse), from 1 at t = 0 to 0 at t = 1, cut off at 1e-9 (Chen 2023, section 2.1).
 
-    linear: 1 - t, without parameters. cosine: abar(u) ** tau, u from start to end (default 0 to 1). sigmoid:
-    sigmoid(u / tau), u from start to end (default -3 to 3), turned round. Both are stretched to run from 1 to 0; tau is
-    1 by default.
-    Raises Problem for parameters that make no schedule.
+    name: one of SCHEDULES. The piece of its curve from start to end is stretched to run from 1 to 0. tau (default 1)
+    bends the curve of cosine and sigmoid; linear has no parameters. Raises Problem for those that make no schedule.
     """
-    if name == "linear":
-        if any(parameter is not None for parameter in (start, end, tau)):
-            raise Problem("--start, --end and --tau belong to --schedule cosine or sigmoid")
-        return lambda t: (1 - torch.as_tensor(t)).clamp(1e-9, 1), lambda a: 1 - torch.as_tensor(a)
-    usual = {"cosine": (0.0, 1.0, 1.0), "sigmoid": (-3.0, 3.0, 1.0)}[name]
-    start, end, tau = (value if given is None else given for given, value in zip((start, end, tau), usual))
+    curve, inverse, *ends = SCHEDULES[name]
+    if name == "linear" and any(parameter is not None for parameter in (start, end, tau)):
+        raise Problem("--start, --end and --tau belong to --schedule cosine or sigmoid")
+    start, end, tau = (usual if given is None else given for given, usual in zip((start, end, tau), (*ends, 1.0)))
     if tau <= 0: raise Problem(f"--tau {tau:g}: it has to be above 0")
     if start >= end: raise Problem(f"--start {start:g} has to be below --end {end:g}")
-    if name == "cosine":
-        if start < 0 or end > 1: raise Problem(f"--start {start:g}, --end {end:g}: cosine is cut from 0 to 1")
-        curve, inverse = lambda u: abar(u) ** tau, lambda y: inv_abar(y.clamp(0, 1) ** (1 / tau))
-    else:
-        curve, inverse = lambda u: (u / tau).sigmoid(), lambda y: y.logit() * tau
-    first, last = (float(curve(torch.tensor(u))) for u in (start, end))
+    if name == "cosine" and (start < 0 or end > 1):
+        raise Problem(f"--start {start:g}, --end {end:g}: cosine is cut from 0 to 1")
+    first, last = (float(curve(torch.tensor(u), tau)) for u in (start, end))
     if first == last: raise Problem(f"--start {start:g}, --end {end:g}, --tau {tau:g}: that piece of the curve is flat")
-    gamma = lambda t: ((last - curve(start + torch.as_tensor(t) * (end - start))) / (last - first)).clamp(1e-9, 1)
-    return gamma, lambda a: (inverse(last - torch.as_tensor(a) * (last - first)) - start) / (end - start)
+    gamma = lambda t: ((last - curve(start + torch.as_tensor(t) * (end - start), tau)) / (last - first)).clamp(1e-9, 1)
+    return gamma, lambda a: (inverse(last - torch.as_tensor(a) * (last - first), tau) - start) / (end - start)
 
 
 def unit_variance(x_t):
@@ -293,7 +293,7 @@ def main(argv=None):
     add("--eta", type=number(float, 0, 1), help="fresh noise on the way, 0 to 1 (default 1)")
     add("--spacing", choices=("uniform", "late"), help="where the steps are (default uniform)")
     add("--clip", type=number(float, 0.01, 1000), help="bound on the estimated image: 1 is its range (default none)")
-    add("--schedule", choices=("linear", "cosine", "sigmoid"), default="cosine", help="alphabar(t) (default cosine)")
+    add("--schedule", choices=SCHEDULES, default="cosine", help="alphabar(t) (default cosine)")
     add("--start", type=number(float, -1000, 1000), help="where the schedule's curve begins (cosine 0, sigmoid -3)")
     add("--end", type=number(float, -1000, 1000), help="where it ends (cosine 1, sigmoid 3)")
     add("--tau", type=number(float, 0, 1000), help="how it bends (default 1)")

@@ -230,7 +230,7 @@ class ImageEval:
     """
 
     def __init__(self, data="auto", data_dir="data", samples=2048, device="cpu", cache="out/fid", count=None):
-        self.data = find_data(data, data_dir)
+        self.data, self.samples = find_data(data, data_dir), samples
         self.model, self.pinned = load_classifier(torch.device(device))
         settings = dict(lesson="fid", data=self.data, samples=samples, count=count,
                         classifier=hashlib.sha256(WEIGHTS.read_bytes()).hexdigest())
@@ -262,8 +262,9 @@ class ImageEval:
 
     def features(self, images):
         """(N, 512): what the classifier sees, before it decides. Refuses what no score should be made of."""
-        if images.ndim != 4 or images.shape[1:] != (1, 32, 32):
-            raise Problem(f"images to be scored are (N, 1, 32, 32), not {tuple(images.shape)}")
+        if images.ndim != 4 or images.shape[1:] != (1, 32, 32) or not images.is_floating_point():
+            raise Problem("images to be scored are floats in [-1, 1], (N, 1, 32, 32), smaller ones padded with -1; not "
+                          f"{images.dtype} {tuple(images.shape)}")
         if len(images) < 2: raise Problem("a score needs two images at least")
         if not images.isfinite().all(): raise Problem("images to be scored hold NaN or infinity")
         return torch.cat([run(self.model[:-2], some.float().clamp(-1, 1)) for some in images.split(1024)])
@@ -276,6 +277,9 @@ class ImageEval:
 
     def score(self, images):
         """All that a result reports of its images: FID, KID, residual noise, how many of each garment, the floor."""
+        if len(images) != self.samples:
+            raise Problem(f"{len(images)} images have another floor than {self.samples}: "
+                          f"ImageEval(samples={len(images)}) measures it")
         features = self.features(images)
         with torch.no_grad():
             seen = self.model[-1](features.to(next(self.model.parameters()).device)).argmax(1).cpu()

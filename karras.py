@@ -38,7 +38,7 @@ from scipy import integrate, stats
 
 import cosine_ddim
 from fid import ImageEval, beside, comparison, fashion_mnist, find_data, grid, plot, report
-from unet import flags, generate, number, script, settle, train
+from unet import Problem, flags, generate, number, script, settle, train
 
 RECIPE = {"lecture": dict(epochs=25, batch_size=512, lr=1e-2),
           "small": dict(epochs=1, batch_size=32, lr=4e-3),
@@ -263,7 +263,9 @@ def sample(sampler, denoise, noise, sigs, **options):
 def evaluations(name, steps):
     """How often a sampler calls the network: its cost. Counted in a trial run, so it is right for yours too."""
     asked = []
-    sample(SAMPLERS[name], lambda x, sig: asked.append(sig) or x, torch.zeros(1, 1, 32, 32), sigmas_karras(steps))
+    noise = torch.zeros(1, 1, 32, 32)
+    end = sample(SAMPLERS[name], lambda x, sig: asked.append(sig) or x, noise, sigmas_karras(steps))
+    if end.shape != noise.shape: raise Problem(f"sampler {name} ends at {tuple(end.shape)}: does it yield x?")
     return len(asked)
 
 
@@ -321,8 +323,9 @@ def show_sigmas(folder, seed):
     torch.manual_seed(seed)
     sigmas = draw_sigmas(100_000)
     mode = math.exp(P_MEAN - P_STD ** 2)
-    print(f"sigma exceeds 1 in {(sigmas > 1).float().mean():.1%} of draws (the lecture says about a third; 15.9% are "
-          f"expected), median {sigmas.median():.2f} (it says mostly 0.4 or 0.5), mode {mode:.3f}")
+    print(f"sigma exceeds 1 in {(sigmas > 1).float().mean():.1%} of draws (the lecture says about a third; "
+          f"{stats.norm.cdf(P_MEAN / P_STD):.1%} are expected), median {sigmas.median():.2f} (it says mostly 0.4 or "
+          f"0.5), mode {mode:.3f}")
     heights, edges = np.histogram(sigmas.log(), bins=40, range=(-6, 4), density=True)
     middles = (edges[1:] + edges[:-1]) / 2
     density = stats.gaussian_kde(sigmas[:5000].log())(middles)
@@ -413,6 +416,11 @@ def solver_error(ends, exact):
     return float(squares.mean().sqrt()), float(squares.sqrt().quantile(0.5))
 
 
+def fresh_noise(options):
+    """Whether a sampler with these options adds noise of its own on the way."""
+    return options.get("eta") or options.get("s_churn")
+
+
 def try_sampler(args, denoiser, origin, evaluate, exact, name, steps, options):
     """7. Sample with one sampler, score and draw the clothes -> the record of it, which is in results.json too.
 
@@ -420,12 +428,13 @@ def try_sampler(args, denoiser, origin, evaluate, exact, name, steps, options):
     """
     sigs = sigmas_karras(steps, rho=args.rho)
     walk = lambda noise: sample(SAMPLERS[name], denoiser, noise, sigs, **options) / args.input_scale
+    asked = evaluations(name, steps)
     images, seconds = generate(walk, args.samples, args.seed, args.device)
     error = median = None
-    if not any(options.values()):                                          # fresh noise ends elsewhere by design
+    if not fresh_noise(options):                                           # which ends elsewhere by design
         ends, _ = generate(walk, len(exact), args.seed, args.device, amp=False)
         error, median = solver_error(ends, exact)
-    record = {"what": name, "steps": steps, "evaluations": evaluations(name, steps), "eta": options.get("eta"),
+    record = {"what": name, "steps": steps, "evaluations": asked, "eta": options.get("eta"),
               "churn": options.get("s_churn"), "rho": args.rho, "model": args.model, "input_scale": args.input_scale,
               "sig_data": args.sig_data if args.model == "karras" else None,
               "log_sigma": args.log_sigma, "centre": args.centre, **evaluate.score(images),
@@ -526,7 +535,7 @@ def main(argv=None):
         model, origin = cosine_ddim.network(args, images.mul_(args.input_scale), input_scale=args.input_scale)
         denoiser = lambda x, sig: denoise_epsilon(model, x, sig)
     show_schedule(args.folder, args.steps, args.rho)
-    exact = exact_ends(args, denoiser) if any(not any(fresh.values()) for *_, fresh in trials) else None
+    exact = exact_ends(args, denoiser) if not all(fresh_noise(options) for *_, options in trials) else None
     records = [try_sampler(args, denoiser, origin, evaluate, exact, *trial) for trial in trials]
     if args.compare:
         show_paths(args.folder, denoiser, args.rho, args.input_scale, args.device, args.seed)

@@ -401,9 +401,10 @@ def test_image_eval(evaluate, tmp_path):
 def test_image_eval_refuses_what_no_score_should_be_made_of(evaluate):
     images = torch.zeros(4, 1, 32, 32)
     for bad, why in ((images * math.nan, "NaN"), (images[:1], "two images"), (images[..., :28], "32, 32"),
-                     (images[:, 0], "32, 32"), (images.expand(-1, 3, -1, -1), "32, 32")):
+                     (images[:, 0], "32, 32"), (images.expand(-1, 3, -1, -1), "32, 32"), (images.byte(), "uint8")):
         with pytest.raises(unet.Problem, match=why): evaluate.fid(bad)
         with pytest.raises(unet.Problem, match=why): evaluate.kid(bad)
+    with pytest.raises(unet.Problem, match="4 images have another floor than 64"): evaluate.score(images)
 
 
 def test_reals_are_measured_once_and_a_damaged_cache_is_named(tmp_path, monkeypatch):
@@ -595,7 +596,7 @@ def test_lms_follows_slopes_that_are_cubics_in_sigma_exactly_once_it_has_four():
         assert (x - path[2]).item() == pytest.approx((integral(sig) - integral(sigs[3])).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", karras.SAMPLERS)
+@pytest.mark.parametrize("name", ["euler", "ancestral", "heun", "lms", "dpmpp_2m"])
 def test_every_sampler_asks_as_often_as_it_says_and_ends_on_the_estimate(name):
     calls, target = [], torch.tensor([0.3, -0.2])
 
@@ -1063,6 +1064,14 @@ def test_karras_from_end_to_end(tmp_path, capsys, monkeypatch):
     run(karras.main, tmp_path, "--sampler", "asks_twice", "--steps", "4")
     last = json.loads((folder / "results.json").read_text())[-1]
     assert (last["what"], last["steps"], last["evaluations"]) == ("asks_twice", 4, 8)
+    monkeypatch.setitem(karras.SAMPLERS, "returns", lambda denoise, x, sigs: x)
+    with pytest.raises(SystemExit): run(karras.main, tmp_path, "--sampler", "returns")
+    assert "sampler returns ends at (1, 32, 32): does it yield x?" in capsys.readouterr().err
+
+
+def test_only_fresh_noise_has_no_solver_error():
+    assert karras.fresh_noise({"eta": 0.5}) and karras.fresh_noise({"s_churn": 5.0})
+    assert not any(map(karras.fresh_noise, ({}, {"eta": 0.0}, {"order": 3})))
 
 
 def test_the_exact_ends_are_exact(monkeypatch):
@@ -1356,13 +1365,28 @@ print([train(folder + name) for name in ("killed.pt", "whole.pt")])
 """
 
 
+def test_a_script_that_was_edited_after_a_training_began_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(unet, "__file__", str(tmp_path / "unet.py"))
+    for name in ("unet.py", "karras.py", "test_all.py"): (tmp_path / name).touch()
+    model, path = Line(), tmp_path / "line.pt"
+    train = lambda: unet.fit(model, lambda x: ((x,), x), torch.randn(8, 1, 4, 4), epochs=1, batch_size=4, lr=0.1,
+                             path=path, amp=False)
+    train()
+    for name in ("unet.py", "karras.py", "test_all.py"): os.utime(tmp_path / name, (1, path.stat().st_mtime - 60))
+    capsys.readouterr(), train()
+    assert capsys.readouterr().out == f"using the network trained before, {path}\n"
+    for name in ("karras.py", "test_all.py"): os.utime(tmp_path / name, (1, path.stat().st_mtime + 60))
+    train()
+    assert "(karras.py changed since: if its training did, --retrain)" in capsys.readouterr().out
+
+
 def test_ten_kills_in_a_row_at_random_moments_change_nothing(tmp_path):
     (tmp_path / "killed.py").write_text(KILLED)
     done = subprocess.run([sys.executable, tmp_path / "killed.py", tmp_path / "out"], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(HERE)}, timeout=120)
     assert f"{[130] + 10 * [-signal.SIGKILL.value]} ['killed.part" in done.stdout and "killed.pt'" not in done.stdout
     assert done.stdout.endswith("[0, 0]\n") and "continuing at step" in done.stdout
-    assert "(did its training change? delete that file)" in done.stdout
+    assert "changed since" not in done.stdout
     assert re.search("stopped at step .* of 320; the same command continues from .*killed.part", done.stderr)
     killed, whole = (torch.load(tmp_path / "out" / name)["model"]["w"] for name in ("killed.pt", "whole.pt"))
     assert torch.equal(killed, whole)

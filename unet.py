@@ -258,6 +258,13 @@ def step_seed(seed, step):
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
+def edited_since(path, seconds, remedy):
+    """What to say of scripts that changed after a checkpoint's training began, `seconds` before it was written."""
+    names = [script.name for script in sorted(Path(__file__).parent.glob("*.py"))
+             if script.stat().st_mtime > path.stat().st_mtime - seconds and not script.name.startswith("test_")]
+    return f" ({', '.join(names)} changed since: if its training did, {remedy})" if names else ""
+
+
 SAVE_EVERY = 30          # seconds between two checkpoints
 
 
@@ -282,7 +289,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     if path and path.exists() and not retrain:
         state = load_checkpoint(path, settings, needs=("model", "losses", "seconds", "device"))
         restore(model.eval(), state["model"], path)
-        print(f"using the network trained before, {path} (did its training change? --retrain)")
+        print(f"using the network trained before, {path}" + edited_since(path, state["seconds"], "--retrain"))
         return {key: state.get(key) for key in ("losses", "seconds", "first_step", "device")}
 
     batch_size = min(batch_size, len(images))
@@ -294,7 +301,8 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     part = path and path.with_suffix(".retrain" if retrain else ".part")
     if part and part.exists():
         losses, step, seconds_before, first_step = resume(part, settings, model, optim, schedule)
-        print(f"continuing at step {step} of {total}, from {part} (did its training change? delete that file)")
+        print(f"continuing at step {step} of {total}, from {part}"
+              + edited_since(part, seconds_before, "delete that file"))
     losses, resumed_at, started = losses.to(device), step, time.time()
 
     def check_losses():
@@ -319,12 +327,12 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             inputs, target = noisify(images[pick]) if labels is None else noisify(images[pick], labels[pick])
             with mixed_precision(device, amp):
                 output = run(*inputs)
-            value = loss(output.float(), target)
+            error = loss(output.float(), target)
             optim.zero_grad()
-            value.backward()
+            error.backward()
             optim.step()
             schedule.step()
-            losses[step] = value.detach()
+            losses[step] = error.detach()
             step += 1
             if step == 1:
                 check_losses()                                             # waits for a GPU, so the time is real

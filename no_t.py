@@ -16,7 +16,8 @@ What the small network does (two passes, seed 0, 50 steps, eta 1; results/small/
 - The lecture's rescue makes that worse, 47.3: some images end all white or all black. Early on, lesson 2's network
   cannot tell alphabar 0.001 from 0.01. If x_t is a little too noisy, the predicted alphabar is too low; that magnifies
   x_0_hat and makes x_t noisier still (--trace).
-- Where alphabar is predicted well the rescue works: 12.5 if it begins at t = 0.7 (--rescue late).
+- Where alphabar is predicted well the rescue works: 12.5 if it begins at t = 0.7 (--rescue late). With another seed it
+  gains next to nothing (results/small/no_t-seed-1).
 - A bound at the range of images (--clip 1) stops this feedback: 16.6 with the rescue, 28.5 without it. But the bound
   costs more than the rescue gains. All steps but the last do the work: 15.5 with the rescue at all of these, 29.3 with
   it at the last alone (both with --clip 1).

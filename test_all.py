@@ -1733,6 +1733,20 @@ def test_the_readme_has_three_seeds():
         assert figures == [f"{records_of(name, seed, one_pass=once)[0]['fid']:.1f}" for seed in (0, 1, 2)], name
 
 
+def test_the_readme_has_lesson_3_with_another_seed():
+    first, second = ({no_t.label(r).removeprefix("no t, 50 steps, "): r for r in kept(folder)
+                      if r["what"] == "no t" and r["steps"] == 50} for folder in ("no_t", "no_t-seed-1"))
+    assert {r["seed"] for r in first.values()} == {0} and {r["seed"] for r in second.values()} == {1}
+    rows = table("lesson 3, 50 steps |")
+    assert [name for name, *_ in rows] == list(second) and len(rows) == 10
+    for name, *figures in rows:
+        assert figures == [figure for r in (first[name], second[name]) for figure in
+                           (f"{r['fid']:.1f}", f"{r['border']:.3f}")], name
+    plain, late = (second[f"eta 1, rescue {rescue}"] for rescue in ("none", "late"))
+    assert said_in_the_readme("gains less: {:.1f} instead of {:.1f}, and by KID nothing ({:.3f} and {:.3f})".format(
+        late["fid"], plain["fid"], late["kid"], plain["kid"]))
+
+
 def test_the_readme_has_the_same_samplers_on_three_machines():
     _, float32, amx = machines = [
         {karras.label(r): r for r in kept(folder) if r["seed"] == 0 and r["samples"] == 2048}

@@ -1742,6 +1742,8 @@ def test_the_readme_has_lesson_3_with_another_seed():
     for name, *figures in rows:
         assert figures == [figure for r in (first[name], second[name]) for figure in
                            (f"{r['fid']:.1f}", f"{r['border']:.3f}")], name
+    apart = max(abs(r["fid"] - second[name]["fid"]) for name, r in first.items() if name in second and r["fid"] < 30)
+    assert said_in_the_readme(f"by up to {apart:.1f} in lesson 3")
     plain, late = (second[f"eta 1, rescue {rescue}"] for rescue in ("none", "late"))
     assert said_in_the_readme("gains less: {:.1f} instead of {:.1f}, and by KID nothing ({:.3f} and {:.3f})".format(
         late["fid"], plain["fid"], late["kid"], plain["kid"]))

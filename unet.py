@@ -260,8 +260,9 @@ def step_seed(seed, step):
 
 def edited_since(path, seconds, remedy):
     """What to say of scripts that changed after a checkpoint's training began, `seconds` before it was written."""
-    names = [script.name for script in sorted(Path(__file__).parent.glob("*.py"))
-             if script.stat().st_mtime > path.stat().st_mtime - seconds and not script.name.startswith("test_")]
+    began = path.stat().st_mtime - seconds
+    names = [file.name for file in sorted(Path(__file__).parent.glob("*.py"))
+             if file.stat().st_mtime > began and not file.name.startswith("test_")]
     return f" ({', '.join(names)} changed since: if its training did, {remedy})" if names else ""
 
 

@@ -1395,7 +1395,9 @@ def test_ten_kills_in_a_row_at_random_moments_change_nothing(tmp_path):
 def test_a_killed_script_resumes_to_the_same_weights(tmp_path, capsys):
     train = lambda folder: run(karras.main, tmp_path / folder, *"--epochs 4 --sampler ancestral --steps 2".split())
     train("whole")
-    assert "continuing at step" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"training on CPU, {torch.get_num_threads()} threads: 32 steps of 32 images" in said
+    assert "continuing at step" not in said
     script = "import test_all as t; t.unet.SAVE_EVERY = 0; t.run(t.karras.main, {!r}, '--epochs', '4')"
     shutil.copytree(tmp_path / "whole" / "fid", tmp_path / "killed" / "fid")             # only its training is wanted
     with subprocess.Popen([sys.executable, "-c", script.format(str(tmp_path / "killed"))], cwd=HERE,
@@ -1660,13 +1662,13 @@ def test_the_readme_has_the_lectures_size():
     assert [(row[2], row[3], row[5]) for row in rows] == [
         (f"{r['train_seconds']:.0f} s", f"{r['sample_seconds']:.0f} s", f"{r['fid']:.1f}") for r in runs]
     assert all(r["precision"] in row[0] for row, r in zip(rows, runs) if not row[0].startswith("the same"))
-    assert [r["epochs"] for r in runs] == [1, 1, 1, 1, 1, 2, 2, 2, 2, 2]
-    usual = [row[1] for row, r in zip(rows, runs) if (r["epochs"], r["precision"]) == (1, "float32")]
+    assert [r["epochs"] for r in runs] == 6 * [1] + 5 * [2]
+    usual = [row[1] for row, r in zip(rows, runs) if r["epochs"] == 1 and r != runs[4]]     # what no script chooses
     minutes = sorted(int(m) + int(s) / 60 for m, s in (re.findall("[0-9]+", total) for total in usual))
-    assert said_in_the_readme(f"took between {minutes[0]:.0f} minutes (Intel Xeon) and {minutes[-1]:.0f} (AMD EPYC")
+    assert said_in_the_readme(f"took between {minutes[0]:.0f} minutes (a new AMD EPYC) and {minutes[-1]:.0f} (an old one)")
     by_lms = next(r for r in kept("karras-float32") if karras.label(r) == "lms, 20 steps" and r["samples"] == 2048)
     assert (older[2], older[5]) == (f"{by_lms['train_seconds']:.0f} s", f"{by_lms['fid']:.1f}")
-    one, again, intel, repeated, slower, two, now, earlier, *_ = runs
+    one, again, intel, repeated, slower, _, two, now, earlier, *_ = runs
     assert (intel["precision"], slower["precision"]) == ("float32", "bfloat16")
     assert intel["weights"] == repeated["weights"] != slower["weights"]
     assert intel["train_seconds"] < slower["train_seconds"] and intel["sample_seconds"] < slower["sample_seconds"]

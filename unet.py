@@ -304,6 +304,8 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
         losses, step, seconds_before, first_step = resume(part, settings, model, optim, schedule)
         print(f"continuing at step {step} of {total}, from {part}"
               + edited_since(part, seconds_before, "delete that file"))
+    elif path:
+        print(f"training on {device_name(device)}: {total} steps of {batch_size} images")
     losses, resumed_at, started = losses.to(device), step, time.time()
 
     def check_losses():

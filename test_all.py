@@ -1665,7 +1665,8 @@ def test_the_readme_has_the_lectures_size():
     assert [r["epochs"] for r in runs] == 6 * [1] + 5 * [2]
     usual = [row[1] for row, r in zip(rows, runs) if r["epochs"] == 1 and r != runs[4]]     # what no script chooses
     minutes = sorted(int(m) + int(s) / 60 for m, s in (re.findall("[0-9]+", total) for total in usual))
-    assert said_in_the_readme(f"took between {minutes[0]:.0f} minutes (a new AMD EPYC) and {minutes[-1]:.0f} (an old one)")
+    assert said_in_the_readme(f"took between {minutes[0]:.0f} minutes (a new AMD EPYC) and {minutes[-1]:.0f} (an old "
+                              "one)")
     by_lms = next(r for r in kept("karras-float32") if karras.label(r) == "lms, 20 steps" and r["samples"] == 2048)
     assert (older[2], older[5]) == (f"{by_lms['train_seconds']:.0f} s", f"{by_lms['fid']:.1f}")
     one, again, intel, repeated, slower, _, two, now, earlier, *_ = runs
@@ -1689,7 +1690,7 @@ def test_the_readme_has_the_lectures_size():
     assert said_in_the_readme("up to {:.0f} for 100".format(max(
         r["sample_seconds"] for r, _ in both if r["evaluations"] <= 100) / 60))
     assert default == one and {k: one[k] for k in karras.RECIPE["small"]} == karras.RECIPE["small"]
-    assert said_in_the_readme(f"near {one['fid']:.0f} from it, and near {two['fid']:.0f} with twice the training")
+    assert said_in_the_readme(f"near {one['fid']:.0f} from it, near {two['fid']:.0f} with twice the training")
     assert said_in_the_readme(f"scores {one['fid']:.1f} by LMS in 20 steps, where two passes on the same machine score "
                               f"{two['fid']:.1f}")
     for lesson, name in (cosine_ddim, "lesson 1: ddim, 50 steps, eta 1"), (no_t, "lesson 3: no t, 50 steps, eta 1, "
@@ -1725,6 +1726,40 @@ def test_the_readme_has_the_lectures_size():
     assert said_in_the_readme("trains 1.2 times as fast in float32 as diffusers' `UNet2DModel` as it comes ({:.1f} "
                               "times by an earlier version, on an Intel with AMX), and {:.1f} to {:.1f} times in "
                               "bfloat16".format(*(records[i]["ratio"] for i in (1, 0, 3))))
+
+
+def test_the_readme_has_what_more_passes_bring():
+    records = kept("passes")
+    assert {(r["seed"], r["samples"], r["lr"], r["batch_size"]) for r in records} == {(0, 2048, 4e-3, 32)}
+    names = ["lms, 20 steps", "dpmpp 2m, 20 steps", "ancestral, 50 steps, eta 1", "ancestral, 100 steps, eta 1"]
+    known = {(r["epochs"], cosine_ddim.label(r) if r["what"] == "ddim" else karras.label(r)): r for r in records}
+    assert len(known) == len(records) == 23
+    rows = table("FID after so many passes")
+    for row, (epochs, more) in zip(rows, [(1, ""), (2, ""), (4, ""), (8, ""), (8, ", sig data 0.66"),
+                                          (8, ", model cosine")], strict=True):
+        found = [known.get((epochs, name + more)) for name in names]
+        assert row[0].startswith(str(epochs)) and row[1:] == [f"{r['fid']:.2f}" if r else "-" for r in found]
+        assert all(r["sig_data"] == {"": 0.33, ", sig data 0.66": 0.66}.get(more) for r in found if r)
+    few, fifty, many = (known[8, f"ddim, {steps} steps, eta 1"] for steps in (20, 50, 100))
+    lms, changed, walked, recipe = (known[8, name] for name in (
+        names[0], names[0] + ", sig data 0.66", names[3] + ", sig data 0.66", names[3]))
+    assert said_in_the_readme(f"the lecture's recipe is level with lesson 1's DDIM (LMS {lms['fid']:.2f}, DDIM "
+                              f"{few['fid']:.2f}), and sig_data 0.66 ahead ({changed['fid']:.2f}).")
+    assert said_in_the_readme(f"are level (LMS {lms['fid']:.2f}, DDIM {few['fid']:.2f}) and sig_data 0.66 is ahead "
+                              f"({changed['fid']:.2f}); in 100 it and DDIM are level ({walked['fid']:.2f} and "
+                              f"{many['fid']:.2f})")
+    assert said_in_the_readme(f"the recipe has {recipe['fid']:.2f}, and sig_data 0.66 is level with DDIM "
+                              f"({walked['fid']:.2f} and {many['fid']:.2f}; in 50 DDIM has {fifty['fid']:.2f})")
+    assert abs(lms["fid"] - few["fid"]) < few["floor_sd"] > abs(walked["fid"] - many["fid"])
+    assert said_in_the_readme(f"Lesson 1's loss ends at {many['loss']:.4f}")
+    assert said_in_the_readme(f"{lms['train_seconds'] / 60:.0f} minutes on a new AMD EPYC")
+    assert said_in_the_readme(f"(`--size small --epochs 2`), and near {lms['fid']:.0f} with eight times")
+    noisy, less = records_of(f"lesson 1's network: {names[0]}")[0], known[8, names[0] + ", model cosine"]
+    assert said_in_the_readme("by LMS in 20 steps {:.1f} and residual noise {:.3f} after two passes, {:.1f} and {:.3f} "
+                              "after eight".format(noisy["fid"], noisy["border"], less["fid"], less["border"]))
+    twice = [records_of(f"lesson 4: {names[0]}{how}")[0]["fid"] for how in ("", ", sig data 0.66")]
+    assert said_in_the_readme("LMS falls from {:.2f} to {:.2f}, after two from {:.1f} to {:.1f}".format(
+        lms["fid"], changed["fid"], *twice))
 
 
 def test_the_readme_has_three_seeds():
@@ -1854,7 +1889,7 @@ def test_the_readme_has_why_cosine_is_ahead():
     (cosine_ddim, ["cosine_ddim", "dials", "dials-normalise"], {"0.033"}),
     (no_t, ["no_t", "no_t-both-predicted", "cosine_ddim"], {"0.7", "0.001", "0.01"}),
     (karras, ["karras", "karras-float32", "cosine_ddim", "half-range", "karras-sig-data-0.66",
-              "karras-one-pass"], {"0.5", "3.5"}),
+              "karras-one-pass", "passes"], {"0.5", "3.5"}),
     (noise_pred, ["noise_pred"], set()), (fid, ["fid"], {"0.03", "0.1"})])
 def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesson, folders, else_where):
     """But for what else_where holds: the lecture's own figures, and settings of which no record speaks."""

@@ -1720,8 +1720,8 @@ def test_the_readme_has_the_lectures_size():
     assert said_in_the_readme("float32 trains {} images/s in {} rounds, {}; half of them between {:.2f} and {:.2f})"
                               .format(rate, here["rounds"], ratio[:-1], *here["ratio_quartiles"]))
     assert said_in_the_readme(
-        "is 1.06 times as fast there: {1} times diffusers', with padding {2}, in {0} rounds of both in turn. In bfloat16 "
-        "it was {3} times diffusers'".format(now["rounds"], *(ratio for _, ratio in others)))
+        "is 1.06 times as fast there: {1} times diffusers', with padding {2}, in {0} rounds of both in turn. In "
+        "bfloat16 it was {3} times diffusers'".format(now["rounds"], *(ratio for _, ratio in others)))
     assert f"{now['images_per_s'] / padded['images_per_s']:.2f}" == "1.06"
     assert {f"{r['ratio']:.1f}" for r in (records[4], again, here, now)} == {"1.2"}
     assert said_in_the_readme("trains 1.2 times as fast in float32 as diffusers' `UNet2DModel` as it comes ({:.1f} "
@@ -1760,6 +1760,8 @@ def test_the_readme_has_what_more_passes_bring():
             ("scores {:.2f} by DDIM in 100 steps where the small one has {:.2f}", large, many),
             ("and near {:.0f} with eight times", lms)):
         assert said_in_the_readme(sentence.format(*(r["fid"] for r in shown))), sentence
+    gained = [1 - known[2 * n, name]["fid"] / known[n, name]["fid"] for n in (1, 2, 4) for name in names[:3]]
+    assert said_in_the_readme(f"lowers the score by {min(gained) * 100:.0f} to {max(gained):.0%}.")
     assert said_in_the_readme(f"Lesson 1's loss ends at {many['loss']:.4f}")
     assert said_in_the_readme(f"Our large network ends at {large['loss']:.4f}")
     assert said_in_the_readme(f"{lms['train_seconds'] / 60:.0f} minutes on two cores of a new AMD EPYC")

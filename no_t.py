@@ -13,9 +13,11 @@ every step how noisy x_t really is: 3.88, where real images score 1.9 to 2.6.
 
 What the small network does (two passes, seed 0, 50 steps, eta 1; results/small/no_t):
 - The losses are as close as the lecture's: 0.0389 without t, 0.0383 with it. Plain DDIM scores 14.8, lesson 1 11.0.
-- The lecture's rescue makes that worse, 47.3: some images end all white or all black. Early on, lesson 2's network
-  cannot tell alphabar 0.001 from 0.01. If x_t is a little too noisy, the predicted alphabar is too low; that magnifies
-  x_0_hat and makes x_t noisier still (--trace).
+- The lecture's rescue makes that worse, 47.3: some images end all white or all black. Where an image's noise happens
+  to be a little too strong, the small denoiser does not find all of it, and the predicted alphabar is lower; that
+  magnifies x_0_hat, with what was missed in it, and makes x_t noisier still (--trace). After eight passes it is the
+  same, 38.65, but 5.73 if the answer is scaled with the noise (results/README.md says how; results/small/
+  no_t-eight-passes).
 - Where alphabar is predicted well the rescue works: 12.5 if it begins at t = 0.7 (--rescue late). With another seed it
   gains next to nothing (results/small/no_t-seed-1).
 - A bound at the range of images (--clip 1) stops this feedback: 16.6 with the rescue, 28.5 without it. But the bound

@@ -1776,6 +1776,56 @@ def test_the_readme_has_what_more_passes_bring():
         *gains, lms["fid"], changed["fid"]))
 
 
+def test_the_readme_has_why_the_small_networks_rescue_explodes():
+    *records, lesson2, strength = kept("no_t-eight-passes")
+    (denoiser,) = {r["weights"] for r in records}
+    assert strength["weights"] == denoiser and {(r["epochs"], r["steps"], r["seed"]) for r in records} == {(8, 50, 0)}
+    usual = records[0]["predictor"]                    # lesson 2's network by the small recipe, not by the lecture's
+    tried = {(no_t.label(r), r["predictor"] == usual, r.get("abar_t") or r.get("answer")): r for r in records}
+    assert len(tried) == len(records) == 20 and {r["predictor"] for r in records} == {usual, lesson2["weights"]}
+    rows = table("lesson 3, small, eight passes")
+    assert len(rows) == 12
+    for name, *figures in rows:
+        pair = [tried.get((f"no t, 50 steps, {name}", True, changed)) for changed in (None, "follows")]
+        assert figures == [figure for r in pair for figure in (
+            (f"{r['fid']:.2f}", f"{r['kid']:.4f}", f"{r['border']:.3f}") if r else "---")], name
+    plain, every, still, saved = (
+        [tried[f"no t, 50 steps, eta {eta}, rescue {rescue}", True, changed] for changed in (None, "follows")]
+        for eta in (1, 0) for rescue in ("none", "every"))
+    (with_t,) = (r for r in kept("passes") if (r["what"], r["steps"]) == ("ddim", 50))
+    before = [records_of(f"lesson 3: no t, 50 steps, eta 1, rescue {rescue}")[0] for rescue in ("none", "every")]
+    other = tried["no t, 50 steps, eta 1, rescue every", False, None]
+    predicted = tried["no t, 50 steps, eta 1, rescue every", True, "predicted"]
+    for sentence, *shown in (
+            ("nearly level: {:.2f}, with t {:.2f}.", plain[0], with_t),
+            ("also after eight passes ({:.2f}).", every[0]),
+            ("no more images are lost: {:.2f}, and without fresh noise {:.2f} instead of {:.2f} (", every[1], saved[1],
+             saved[0]),
+            ("which bring plain DDIM from {:.1f} to {:.2f} and leave the explosion as it was, {:.2f} instead of {:.1f};",
+             before[0], plain[0], every[0], before[1]),
+            ("it scores {:.2f} instead of {:.2f}. With fresh noise plain DDIM leaves it nothing to gain ({:.2f} and "
+             "{:.2f}), and is level with the network that is told t ({:.2f},", saved[1], still[1], every[1], plain[1],
+             with_t),
+            ("and the score is {:.2f}.", other), ("these lines bring {:.2f} to {:.2f}.", *still),
+            ("scores {:.2f} after eight passes.", predicted)):
+        assert said_in_the_readme(sentence.format(*(r["fid"] for r in shown))), sentence
+    assert (lesson2["epochs"], lesson2["batch_size"], lesson2["lr"]) == (20, 512, 0.01)
+    assert said_in_the_readme("squared error of {:.3f}, the large run's {:.3f}. With it".format(
+        lesson2["test_loss"], kept("noise_pred", "lecture")[0]["test_loss"]))
+    early = [at for at in strength["by_time"] if at["t"] >= 0.8]
+    slopes = sorted(at["slope"] for at in early)
+    assert said_in_the_readme(f"differs by {early[0]['rms_sd']:.1%} from image to image")
+    assert said_in_the_readme(f"the slope is {slopes[0]:.2f} to {slopes[-1]:.2f} from t = 0.98 to 0.8.")
+    lost, followed, lost_too, followed_too = strength["lost"].values()
+    assert said_in_the_readme(f"Of {lost['of']} images {lost['lost']} are lost")
+    assert said_in_the_readme(f"{lost_too['lost']} of the {lost_too['of']} are lost")
+    assert said_in_the_readme("a variance of {:.2f} on average, the others {:.2f}.".format(
+        *(lost[f"variance_at_step_2_{which}"] for which in ("lost", "kept"))))
+    assert followed["lost"] == followed_too["lost"] == 0
+    missed = ((1 - slopes[0]) * early[0]["rms_sd"]) ** 2
+    assert said_in_the_readme(f"some {missed:.4f} of a loss of {plain[0]['loss']:.4f}.")
+
+
 def test_the_readme_has_how_far_rounding_moves_a_score():
     same = {}                                          # what one recipe and seed scored, by networks rounded otherwise
     for lesson, names in ((karras, ("first-command", "karras", "karras-one-pass", "karras-rate", "karras-float32",
@@ -1916,7 +1966,7 @@ def test_the_readme_has_why_cosine_is_ahead():
 
 @pytest.mark.parametrize("lesson, folders, else_where", [
     (cosine_ddim, ["cosine_ddim", "dials", "dials-normalise"], {"0.033"}),
-    (no_t, ["no_t", "no_t-both-predicted", "cosine_ddim"], {"0.7", "0.001", "0.01"}),
+    (no_t, ["no_t", "no_t-both-predicted", "no_t-eight-passes", "cosine_ddim"], {"0.7"}),
     (karras, ["karras", "karras-float32", "cosine_ddim", "half-range", "karras-sig-data-0.66",
               "karras-one-pass", "passes"], {"0.5", "3.5"}),
     (noise_pred, ["noise_pred"], set()), (fid, ["fid"], {"0.03", "0.1"})])

@@ -16,7 +16,8 @@ What the small network does (two passes, seed 0, 50 steps, eta 1; results/small/
 - The lecture's rescue makes that worse, 47.3: some images end all white or all black. Where an image's noise happens
   to be a little too strong, the small denoiser does not find all of it, and the predicted alphabar is lower; that
   magnifies x_0_hat, with what was missed in it, and makes x_t noisier still (--trace). After eight passes it is no
-  different, 38.65, but 5.73 if the answer is scaled with the noise (two lines changed: results/README.md).
+  different, 38.65, but 5.73 if the answer is scaled with the noise (two lines changed, which after two passes undo
+  only a part: results/README.md).
 - If the rescue begins at t = 0.7, it works: 12.5 (--rescue late). With another seed it gains next to nothing
   (results/small/no_t-seed-1).
 - A bound at the range of images (--clip 1) stops this feedback: 16.6 with the rescue, 28.5 without it. But the bound
@@ -81,8 +82,7 @@ def near_median(a):
     return a.clamp(a.median() / 2, a.median() * 2)
 
 
-# At which times t alphabar is predicted. "late" is ours: where it is predicted well, and after the steps in which images
-# are lost.
+# At which times t alphabar is predicted. "late" is ours: where it is predicted well, after the steps that lose images.
 RESCUES = {"none": lambda t: False, "every": lambda t: True, "last": lambda t: t == 0, "but-last": lambda t: t > 0,
            "late": lambda t: t <= 0.7}
 

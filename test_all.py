@@ -1777,7 +1777,7 @@ def test_the_readme_has_what_more_passes_bring():
 
 
 def test_the_readme_has_why_the_small_networks_rescue_explodes():
-    *records, lesson2, strength = kept("no_t-eight-passes")
+    *records, short, short_followed, lesson2, strength = kept("no_t-eight-passes")
     (denoiser,) = {r["weights"] for r in records}
     assert strength["weights"] == denoiser and {(r["epochs"], r["steps"], r["seed"]) for r in records} == {(8, 50, 0)}
     usual = records[0]["predictor"]                    # lesson 2's network by the small recipe, not by the lecture's
@@ -1809,6 +1809,12 @@ def test_the_readme_has_why_the_small_networks_rescue_explodes():
             ("and the score is {:.2f}.", other), ("these lines bring {:.2f} to {:.2f}.", *still),
             ("scores {:.2f} after eight passes.", predicted)):
         assert said_in_the_readme(sentence.format(*(r["fid"] for r in shown))), sentence
+    assert [(r["epochs"], r["seed"], r["rescue"], r["eta"], r.get("answer"), r["weights"]) for r in
+            (short, short_followed)] == [(2, 1, "every", 1, changed, short["weights"]) for changed in (None, "follows")]
+    assert said_in_the_readme("scores {:.2f} instead of {:.2f}, and many images are still lost (residual noise {:.3f} "
+                              "instead of {:.3f})".format(*(r[key] for key in ("fid", "border") for r in
+                                                            (short_followed, short))))
+    assert said_in_the_readme(f"{short_followed['fid']:.1f} instead of {short['fid']:.1f}, by another seed")
     assert (lesson2["epochs"], lesson2["batch_size"], lesson2["lr"]) == (20, 512, 0.01)
     assert said_in_the_readme("squared error of the logit of {:.3f}, the large run's {:.3f}. With it".format(
         lesson2["test_loss"], kept("noise_pred", "lecture")[0]["test_loss"]))

@@ -1777,7 +1777,7 @@ def test_the_readme_has_what_more_passes_bring():
 
 
 def test_the_readme_has_why_the_small_networks_rescue_explodes():
-    *records, short, short_followed, lesson2, strength = kept("no_t-eight-passes")
+    *records, short, short_followed, lesson2, strength, short_strength = kept("no_t-eight-passes")
     (denoiser,) = {r["weights"] for r in records}
     assert strength["weights"] == denoiser and {(r["epochs"], r["steps"], r["seed"]) for r in records} == {(8, 50, 0)}
     usual = records[0]["predictor"]                    # lesson 2's network by the small recipe, not by the lecture's
@@ -1811,9 +1811,14 @@ def test_the_readme_has_why_the_small_networks_rescue_explodes():
         assert said_in_the_readme(sentence.format(*(r["fid"] for r in shown))), sentence
     assert [(r["epochs"], r["seed"], r["rescue"], r["eta"], r.get("answer"), r["weights"]) for r in
             (short, short_followed)] == [(2, 1, "every", 1, changed, short["weights"]) for changed in (None, "follows")]
-    assert said_in_the_readme("scores {:.2f} instead of {:.2f}, and many images are still lost (residual noise {:.3f} "
-                              "instead of {:.3f})".format(*(r[key] for key in ("fid", "border") for r in
-                                                            (short_followed, short))))
+    assert said_in_the_readme("scores {:.2f} instead of {:.2f}, and some images are still lost (residual noise {:.3f} "
+                              "instead of {:.3f}; of 256 images {} instead of {})".format(
+        *(r[key] for key in ("fid", "border") for r in (short_followed, short)),
+        *(r["lost"] for r in reversed(short_strength["lost"].values()))))
+    slopes, bright = [at["slope"] for at in short_strength["by_time"][:4]], [*short_strength["lost"].values()][1]
+    assert short_strength["weights"] == short["weights"] and said_in_the_readme(
+        f"slope is {min(slopes):.2f} to {max(slopes):.2f}. What the lines") and said_in_the_readme(
+        f"(variance {bright['variance_at_step_2_lost']:.2f}) but too bright, {bright['mean_at_step_2_lost']:.3f} at")
     assert said_in_the_readme(f"{short_followed['fid']:.1f} instead of {short['fid']:.1f}, by another seed")
     assert (lesson2["epochs"], lesson2["batch_size"], lesson2["lr"]) == (20, 512, 0.01)
     assert said_in_the_readme("squared error of the logit of {:.3f}, the large run's {:.3f}. With it".format(

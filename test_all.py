@@ -1490,15 +1490,19 @@ def test_links_of_the_readmes_lead_somewhere_and_pictures_are_small():
     assert all(picture.stat().st_size < 300_000 for picture in (HERE / "results").rglob("*.png"))
 
 
+LARGE_TOO = ["karras-sig-data-0.66", "cosine_ddim-seed-1", "karras-seed-1", "karras-sig-data-0.66-seed-1"]
+
+
 def records_of(name, seed=0, size="small", one_pass=False):
     """Those that a row of the README stands for, which begins with "lesson 1: ddim, .." or the like: one, or none."""
     lesson, settings = name.split(": ", 1)
     folder, said = {"lesson 1": ("cosine_ddim", cosine_ddim.label), "lesson 3": ("no_t", no_t.label),
                     "lesson 4": ("karras", karras.label),
                     "lesson 1's network": ("karras", lambda r: karras.label(r).replace(", model cosine", ""))}[lesson]
-    more = kept("karras-sig-data-0.66", size) if (lesson, size) == ("lesson 4", "lecture") else []
+    whats = {"cosine_ddim": ["ddim"], "no_t": ["no t"], "karras": karras.SAMPLERS}[folder]
+    more = [r for other in LARGE_TOO for r in kept(other, size)] if size == "lecture" else []
     if one_pass: folder += "-one-pass"
-    found = [r for r in kept(folder, size) + more if "fid" in r and (r["seed"], r["samples"]) == (seed, 2048)
+    found = [r for r in kept(folder, size) + more if r["what"] in whats and (r["seed"], r["samples"]) == (seed, 2048)
              and r.get("batch_size") != 16 and said(r) == settings
              and (r.get("model") == "cosine") == ("network" in lesson)]
     assert len(found) < 2, name
@@ -1517,12 +1521,16 @@ def test_every_score_of_the_lessons_is_in_a_results_file(lesson):
     for name, evaluations, *figures in rows:
         expected = []
         for size, digits in (("small", 1), ("lecture", 2)):
-            found = records_of(f"{lesson}: {name}", size=size)
-            expected.append(shown(found[0], digits) if found else "-")
+            found, mark = records_of(f"{lesson}: {name}", size=size), ""
+            if not found and size == "lecture":
+                found, mark = records_of(f"{lesson}: {name}", seed=1, size=size), ", seed 1"
+            expected.append(shown(found[0], digits) + mark if found else "-")
             if lesson != "lesson 4": expected.append(f"{found[0]['border']:.3f}" if found else "-")
             for r in found:
                 assert (r["size"], r["data"], str(r["evaluations"])) == (size, "fashion", evaluations), name
-                if size == "lecture":                                        # where, as the README says
+                if mark:
+                    assert r["device"] == r["trained_on"] == "NVIDIA H100 80GB HBM3", name
+                elif size == "lecture":                                      # where, as the README says
                     half = "network" in lesson or name == "ddim, 20 steps, eta 1"
                     assert r["trained_on"] == "NVIDIA H200", name
                     assert r["device"] == ("CPU, 2 threads" if half else "NVIDIA H200"), name
@@ -1566,13 +1574,25 @@ def test_the_readme_has_the_better_large_network():
     records = {karras.label(r).replace(", sig data 0.66", ""): r for r in kept("karras-sig-data-0.66", "lecture")}
     rows = table("the large network, `--sig-data 0.66 --lr 4e-3`")
     assert len(rows) == len(records) >= 7
+    score = lambda found: f"{found[0]['fid']:.2f}" if found else "-"
+    rate_alone = lambda name: [r for r in kept("karras-rate", "lecture") if karras.label(r) == name]
+    assert {(r["lr"], r["sig_data"], r["seed"]) for r in kept("karras-rate", "lecture")} == {(0.004, 0.33, 0)}
     for name, *figures in rows:
-        r, usual = records[name], records_of(f"lesson 4: {name}", size="lecture")
+        r, (usual, usual_too) = records[name], (records_of(f"lesson 4: {name}", seed, "lecture") for seed in (0, 1))
         assert (r["sig_data"], r["lr"], r["device"]) == (0.66, 0.004, "NVIDIA H200")
-        error = r["solver_error_median"]
+        error, again = r["solver_error_median"], records_of(f"lesson 4: {name}, sig data 0.66", 1, "lecture")
+        assert all(other["lr"] == 0.004 for other in again) and all(other["lr"] == 0.01 for other in usual + usual_too)
         assert figures == [str(r["evaluations"]), shown(r, 2), f"{r['kid']:.4f}",
                            "fresh noise" if error is None else f"{error:.4f}",
-                           f"{usual[0]['fid']:.2f}" if usual else "-"], name
+                           *map(score, (again, rate_alone(name), usual, usual_too))], name
+    usual, changed = ([records_of(f"lesson 4: dpmpp 2m, 20 steps{how}", seed, "lecture")[0]["fid"] for seed in (0, 1)]
+                      for how in ("", ", sig data 0.66"))
+    (rate,) = rate_alone("dpmpp 2m, 20 steps")
+    assert said_in_the_readme(f"scores {usual[0]:.2f} with neither, {rate['fid']:.2f} with the lower rate alone, "
+                              f"{changed[0]:.2f} with both.")
+    assert said_in_the_readme("by {:.1f} (from {:.2f} and {:.2f} to {:.2f};".format(
+        sum(usual) / 2 - rate["fid"], *usual, rate["fid"]))
+    assert said_in_the_readme("another {:.1f} (to {:.2f} and {:.2f})".format(rate["fid"] - sum(changed) / 2, *changed))
     rates = kept("karras-rate")
     assert [(r["lr"], r["sig_data"], r["epochs"]) for r in rates] == [
         (lr, sig_data, 1) for lr in (0.01, 0.004) for sig_data in (0.33, 0.66)]
@@ -1580,6 +1600,32 @@ def test_the_readme_has_the_better_large_network():
                               "{:.1f} with both".format(*(r["fid"] for r in rates)))
     assert {(r["sig_data"], r["lr"], round(r["loss"], 2)) for r in kept("karras-collapsed", "lecture")} == {
         (0.66, 0.01, 0.79)}
+
+
+def test_the_readme_has_two_seeds_of_the_large_networks():
+    both = {"lesson 1: ddim, eta 1": ["lesson 1: ddim, {} steps, eta 1"] * 3} | {
+        f"lesson 4, {name}": [f"lesson 4: {what}{how}" for what in (
+            "dpmpp 2m, {} steps", "ancestral, {} steps, eta 1", "ancestral, {} steps, eta 1")]
+        for name, how in (("the lecture's recipe", ""), ("sig data 0.66, lr 0.004", ", sig data 0.66"))}
+    rate_alone = {karras.label(r): [r] for r in kept("karras-rate", "lecture")}
+    rows = table("FID of the large networks: seed 0, seed 1 | 20 | 50 | 100")
+    assert {name for name, *_ in rows} == {*both, "lesson 4, lr 0.004"} and len(rows) == 4
+    for name, *figures in rows:
+        for figure, steps, i in zip(figures, (20, 50, 100), range(3)):
+            what = both.get(name, both["lesson 4, the lecture's recipe"])[i].format(steps)
+            found = [records_of(what, seed, "lecture") for seed in (0, 1)] if name in both else [
+                rate_alone[what.removeprefix("lesson 4: ")], []]
+            assert figure == ", ".join(f"{r[0]['fid']:.2f}" if r else "-" for r in found), (name, steps)
+    folders = ("cosine_ddim", "karras", *LARGE_TOO)
+    scores = {}
+    for r in (r for folder in folders for r in kept(folder, "lecture") if r["samples"] == 2048):
+        label = cosine_ddim.label(r) if r["what"] == "ddim" else karras.label(r)
+        scores.setdefault(label, {}).setdefault(r["seed"], r["fid"])
+    apart = sorted((abs(two[0] - two[1]), label) for label, two in scores.items() if len(two) == 2)
+    assert len(apart) >= 13 and said_in_the_readme(f"two seeds, which differ by up to {apart[-1][0]:.1f};")
+    assert [label for _, label in apart[-2:]] == ["ancestral, 50 steps, eta 1", "ddim, 20 steps, eta 1"]
+    assert said_in_the_readme(f"largest is {apart[-1][0]:.2f} (DDIM in 20 steps, where") and said_in_the_readme(
+        f"then {apart[-2][0]:.2f} (50 ancestral steps by the lecture's recipe).")
 
 
 def test_the_overview_has_the_lessons_scores():
@@ -1607,9 +1653,25 @@ def test_what_came_out_is_what_the_large_networks_scored():
     assert said_in_the_readme(f"({plain} instead of {ddim[0]})") and said_in_the_readme(
         f"with the large network: {rescued}, and without fresh noise {saved} instead of {still}.")
     usual, changed = (score(f"lesson 4: dpmpp 2m, 20 steps{how}") for how in ("", ", sig data 0.66"))
-    assert said_in_the_readme(f"level (DPM++ {usual}, DDIM {ddim[2]}), the changed one ahead ({changed}).")
+    again = lambda name: f"{records_of(name, 1, 'lecture')[0]['fid']:.2f}"
+    usual_too, changed_too = (again(f"lesson 4: dpmpp 2m, 20 steps{how}") for how in ("", ", sig data 0.66"))
+    ddim_too = [again(f"lesson 1: ddim, {steps} steps, eta 1") for steps in (100, 50, 20)]
+    assert said_in_the_readme(f"(DPM++ {usual} and {usual_too}, DDIM {ddim[2]} and {ddim_too[2]}), the changed one "
+                              f"clearly ahead ({changed} and {changed_too}).")
     best, changed_best = (score(f"lesson 4: ancestral, 100 steps, eta {how}") for how in ("0.5", "1, sig data 0.66"))
-    assert said_in_the_readme(f"scores {ddim[0]}, the lecture's recipe {best} at best, the changed one {changed_best}.")
+    changed_best_too = again("lesson 4: ancestral, 100 steps, eta 1, sig data 0.66")
+    assert said_in_the_readme(f"scores {ddim[0]} and {ddim_too[0]}, the lecture's recipe {best} at best, the changed "
+                              f"one about the same as cosine, {changed_best} and {changed_best_too}.")
+    assert said_in_the_readme(f"({changed_best} and {changed_best_too}; DDIM {ddim[0]} and {ddim_too[0]})")
+    lms_too, noisy_too = (again(f"lesson 4: {how}") for how in ("lms, 20 steps", "ancestral, 50 steps, eta 1"))
+    assert said_in_the_readme(f"by seed 1 {noisy_too}, where LMS has {lms_too})")
+    still = again("lesson 1: ddim, 50 steps, eta 0")
+    assert said_in_the_readme(f"which scores {ddim_too[1]} by DDIM in 50 steps, and {still} with eta 0.")
+    by_dpmpp = again("lesson 1's network: dpmpp 2m, 20 steps")
+    half, none = (again(f"lesson 1: ddim, 20 steps, eta {eta}") for eta in ("0.5", "0"))
+    assert said_in_the_readme(f"scores {ddim_too[2]} with eta 1, {half} with 0.5, {none} with 0 (the") and (
+        said_in_the_readme(f"Its best in 20 evaluations is {by_dpmpp}, by lesson 4's DPM++."))
+    assert said_in_the_readme(f"{by_dpmpp} in 20 steps, where DDIM by the same network has {ddim_too[2]}.")
     twenty, fifty = (score(f"lesson 1's network: ancestral, {steps} steps, eta 1") for steps in (20, 50))
     assert said_in_the_readme(f"{twenty} in 20 and {fifty} in 50 by the large one, where DDIM on even times has "
                               f"{ddim[2]} and {ddim[1]}.")
@@ -1635,9 +1697,18 @@ def test_the_readme_has_the_lectures_size():
         assert figures == [cell for r in (full, halved) for cell in
                            (f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}")], name
         assert reals == [f"{full['floor']:.2f}", "1.0", "", f"{halved['floor']:.2f}", "1.0", ""]
+    rows = table("made on an H100, in 8 bits | seed")
+    made = [r for r in kept("half-range", "lecture") if "H100" in r["trained_on"]]
+    assert 2 * len(rows) == len(made) == 46
+    for name, seed, *figures in rows:
+        full, halved = (next(r for r in made if (r["range"], str(r["seed"])) == (scale, seed)
+                             and r["what"] == name.removeprefix("lesson 4: ").removeprefix("lesson 1: "))
+                        for scale in (1.0, 0.5))
+        assert figures == [cell for r in (full, halved) for cell in
+                           (f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}")], name
     for name, *figures in table("scored in |"):
-        (full,) = [row for row in rows if row[0] == name]
-        assert figures == [f"{full[1]} ({full[2]})", f"{full[4]} ({full[5]})"], name
+        (full,) = [row for row in rows if row[:2] == [name, "1"]]
+        assert figures == [f"{full[2]} ({full[3]})", f"{full[5]} ({full[6]})"], name
     dpmpp = next(r for r in kept("half-range", "lecture") if r["range"] == 0.5 and r["what"].startswith("dpmpp"))
     ours, rounded = dpmpp["fid"] / dpmpp["floor"], dpmpp["fid_float32"] / dpmpp["floor_float32"]
     assert said_in_the_readme(f"DPM++ has {ours:.1f} in 20 evaluations ({rounded:.1f} in float32), and the lecture's "
@@ -1730,6 +1801,33 @@ def test_the_readme_has_the_lectures_size():
     assert said_in_the_readme("trains 1.2 times as fast in float32 as diffusers' `UNet2DModel` as it comes ({:.1f} "
                               "times by an earlier version, on an Intel with AMX), and {:.1f} to {:.1f} times in "
                               "bfloat16".format(*(records[i]["ratio"] for i in (1, 0, 3))))
+
+
+def test_the_readme_has_the_speed_on_an_h100():
+    known, asked = {r["what"]: r for r in kept("speed-h100", "lecture")}, "an evaluation of 1024 images, eager, "
+    assert [row[1] for row in table("an eager evaluation of 1024")] == [f"{known[asked + how]['ms']:.1f}" for how in (
+        "channels_last, group norm in float32, attention fused",
+        "contiguous_format, group norm in float32, attention fused",
+        "channels_last, group norm in bfloat16, attention fused",
+        "contiguous_format, group norm in bfloat16, attention fused",
+        "contiguous_format, group norm in bfloat16, attention plain <= 64")]
+    sizes = {256: "256 pixels, 8 heads", 64: "64 pixels, 16 heads", 16: "16 pixels, 32 heads"}
+    times = [known[f"attention among {sizes[pixels]} of 8 channels, 512 images, {kernel}_ATTENTION"]
+             ["forward_and_backward_ms"] for pixels, kernel in (
+                 (256, "CUDNN"), (256, "FLASH"), (64, "EFFICIENT"), (16, "EFFICIENT"), (64, "CUDNN"), (16, "CUDNN"))]
+    assert said_in_the_readme(
+        "{:.2f} ms forward and backward for 512 images, where FlashAttention takes {:.2f}. For 64 and 16 pixels the "
+        "memory-efficient kernel is faster, {:.2f} and {:.2f} ms instead of {:.2f} and {:.2f}.".format(*times))
+    *_, few, fewest, many, most = times                                    # among 64 pixels 5 times, among 16 6 times
+    assert said_in_the_readme(f"a training step about {5 * (many - few) + 6 * (most - fewest):.1f} of its 37.6 ms")
+    log = (HERE / "results/lecture/speed-h100/training.txt").read_text()
+    rates = [int(rate) for rate in re.findall(r"  (\d+) images/s", log)]
+    assert f"{512 / np.median(rates) * 1e3:.1f}" == "37.6" and said_in_the_readme("37.6 ms, 13,600 images/s.")
+    (first, *_), (later, *_) = kept("karras-rate", "lecture"), kept("cosine_ddim-seed-1", "lecture")
+    assert said_in_the_readme(
+        f"25 passes take {later['train_seconds']:.0f} s, {later['first_step_seconds']:.0f} of them for compiling "
+        f"again; the first time {first['train_seconds']:.0f} s, {first['first_step_seconds']:.0f} of them for "
+        f"compiling. 100 evaluations of 2048 images take {later['sample_seconds']:.0f} s.")
 
 
 def test_the_readme_has_what_more_passes_bring():
@@ -1980,7 +2078,7 @@ def test_the_readme_has_why_cosine_is_ahead():
     (cosine_ddim, ["cosine_ddim", "dials", "dials-normalise"], {"0.033"}),
     (no_t, ["no_t", "no_t-both-predicted", "no_t-eight-passes", "cosine_ddim"], {"0.7"}),
     (karras, ["karras", "karras-float32", "cosine_ddim", "half-range", "karras-sig-data-0.66",
-              "karras-one-pass", "passes"], {"0.5", "3.5"}),
+              "karras-sig-data-0.66-seed-1", "karras-rate", "karras-one-pass", "passes"], {"0.5", "3.5"}),
     (noise_pred, ["noise_pred"], set()), (fid, ["fid"], {"0.03", "0.1"})])
 def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesson, folders, else_where):
     """But for what else_where holds: the lecture's own figures, and settings of which no record speaks."""

@@ -1578,21 +1578,28 @@ def test_the_readme_has_the_better_large_network():
     rate_alone = lambda name: [r for r in kept("karras-rate", "lecture") if karras.label(r) == name]
     assert {(r["lr"], r["sig_data"], r["seed"]) for r in kept("karras-rate", "lecture")} == {(0.004, 0.33, 0)}
     for name, *figures in rows:
-        r, (usual, usual_too) = records[name], (records_of(f"lesson 4: {name}", seed, "lecture") for seed in (0, 1))
+        r, usual = records[name], records_of(f"lesson 4: {name}", size="lecture")
         assert (r["sig_data"], r["lr"], r["device"]) == (0.66, 0.004, "NVIDIA H200")
-        error, again = r["solver_error_median"], records_of(f"lesson 4: {name}, sig data 0.66", 1, "lecture")
-        assert all(other["lr"] == 0.004 for other in again) and all(other["lr"] == 0.01 for other in usual + usual_too)
+        assert all(other["lr"] == 0.01 for other in usual)
+        error = r["solver_error_median"]
         assert figures == [str(r["evaluations"]), shown(r, 2), f"{r['kid']:.4f}",
                            "fresh noise" if error is None else f"{error:.4f}",
-                           *map(score, (again, rate_alone(name), usual, usual_too))], name
+                           *map(score, (rate_alone(name), usual))], name
+    assert {(r["sig_data"], r["lr"], r["seed"]) for r in kept("karras-sig-data-0.66-seed-1", "lecture")} == {
+        (0.66, 0.004, 1)} and {(r["sig_data"], r["lr"], r["seed"]) for r in kept("karras-seed-1", "lecture")} == {
+        (0.33, 0.01, 1)}
     usual, changed = ([records_of(f"lesson 4: dpmpp 2m, 20 steps{how}", seed, "lecture")[0]["fid"] for seed in (0, 1)]
                       for how in ("", ", sig data 0.66"))
     (rate,) = rate_alone("dpmpp 2m, 20 steps")
-    assert said_in_the_readme(f"scores {usual[0]:.2f} with neither, {rate['fid']:.2f} with the lower rate alone, "
-                              f"{changed[0]:.2f} with both.")
-    assert said_in_the_readme("by {:.1f} (from {:.2f} and {:.2f} to {:.2f};".format(
-        sum(usual) / 2 - rate["fid"], *usual, rate["fid"]))
-    assert said_in_the_readme("another {:.1f} (to {:.2f} and {:.2f})".format(rate["fid"] - sum(changed) / 2, *changed))
+    noisy = [records_of("lesson 4: ancestral, 50 steps, eta 1", seed, "lecture")[0]["fid"] for seed in (0, 1)]
+    (noisy_rate,) = rate_alone("ancestral, 50 steps, eta 1")
+    assert said_in_the_readme(f"from {rate['fid']:.2f} to {changed[0]:.2f}. Whether")
+    assert said_in_the_readme(f"{rate['fid']:.2f} instead of {usual[0]:.2f}, or {usual[1]:.2f} by another seed.")
+    assert said_in_the_readme("in 20 steps by {:.1f} (from {:.2f} to {:.2f} and {:.2f}).".format(
+        rate["fid"] - sum(changed) / 2, rate["fid"], *changed))
+    assert said_in_the_readme(
+        "DPM++ {:.2f}, by the lecture's rate {:.2f} and {:.2f}; 50 ancestral steps {:.2f}, by the lecture's rate "
+        "{:.2f} and {:.2f}.".format(rate["fid"], *usual, noisy_rate["fid"], *noisy))
     rates = kept("karras-rate")
     assert [(r["lr"], r["sig_data"], r["epochs"]) for r in rates] == [
         (lr, sig_data, 1) for lr in (0.01, 0.004) for sig_data in (0.33, 0.66)]
@@ -1638,7 +1645,8 @@ def test_the_overview_has_the_lessons_scores():
     (ddim,), (lms,) = (records_of(name, size="lecture") for name in
                        ("lesson 1: ddim, 100 steps, eta 1", "lesson 4: lms, 20 steps"))
     assert said_in_the_readme(f"Their FID is {ddim['fid']:.2f}, where real images score {ddim['floor']:.2f}.")
-    halved = next(r for r in kept("half-range", "lecture") if (r["range"], r["what"]) == (0.5, "lms, 20 steps"))
+    halved = next(r for r in kept("half-range", "lecture")
+                  if (r["range"], r["what"], r["seed"]) == (0.5, "lms, 20 steps", 0))
     assert said_in_the_readme(f"The large network scores {lms['fid']:.2f}.") and said_in_the_readme(
         f"the large network has {halved['fid']:.2f}, and real images {halved['floor']:.2f}.")
 
@@ -1660,8 +1668,10 @@ def test_what_came_out_is_what_the_large_networks_scored():
                               f"clearly ahead ({changed} and {changed_too}).")
     best, changed_best = (score(f"lesson 4: ancestral, 100 steps, eta {how}") for how in ("0.5", "1, sig data 0.66"))
     changed_best_too = again("lesson 4: ancestral, 100 steps, eta 1, sig data 0.66")
-    assert said_in_the_readme(f"scores {ddim[0]} and {ddim_too[0]}, the lecture's recipe {best} at best, the changed "
-                              f"one about the same as cosine, {changed_best} and {changed_best_too}.")
+    best_too = again("lesson 4: ancestral, 100 steps, eta 1")
+    assert said_in_the_readme(
+        f"scores {ddim[0]} and {ddim_too[0]}, the lecture's recipe {best} and {best_too} at best, the changed one "
+        f"about the same as cosine, {changed_best} and {changed_best_too}.")
     assert said_in_the_readme(f"({changed_best} and {changed_best_too}; DDIM {ddim[0]} and {ddim_too[0]})")
     lms_too, noisy_too = (again(f"lesson 4: {how}") for how in ("lms, 20 steps", "ancestral, 50 steps, eta 1"))
     assert said_in_the_readme(f"by seed 1 {noisy_too}, where LMS has {lms_too})")
@@ -1669,9 +1679,12 @@ def test_what_came_out_is_what_the_large_networks_scored():
     assert said_in_the_readme(f"which scores {ddim_too[1]} by DDIM in 50 steps, and {still} with eta 0.")
     by_dpmpp = again("lesson 1's network: dpmpp 2m, 20 steps")
     half, none = (again(f"lesson 1: ddim, 20 steps, eta {eta}") for eta in ("0.5", "0"))
-    assert said_in_the_readme(f"scores {ddim_too[2]} with eta 1, {half} with 0.5, {none} with 0 (the") and (
-        said_in_the_readme(f"Its best in 20 evaluations is {by_dpmpp}, by lesson 4's DPM++."))
-    assert said_in_the_readme(f"{by_dpmpp} in 20 steps, where DDIM by the same network has {ddim_too[2]}.")
+    assert said_in_the_readme(f"scores {half} with eta 0.5 in 20 steps and {ddim_too[2]} with 1 ({none} with 0;")
+    half, half_too = (of("lesson 1: ddim, 50 steps, eta 0.5") for of in (score, again))
+    assert said_in_the_readme(
+        f"{half_too} and {ddim_too[1]} in 50. By seed 0, in 50 steps, it did not: {half} and {ddim[1]}.")
+    assert said_in_the_readme(f"of those tried, is {by_dpmpp}, by lesson 4's DPM++.")
+    assert said_in_the_readme(f"in 20 steps, {by_dpmpp}, where DDIM by the same network has {ddim_too[2]}.")
     twenty, fifty = (score(f"lesson 1's network: ancestral, {steps} steps, eta 1") for steps in (20, 50))
     assert said_in_the_readme(f"{twenty} in 20 and {fifty} in 50 by the large one, where DDIM on even times has "
                               f"{ddim[2]} and {ddim[1]}.")
@@ -1692,8 +1705,8 @@ def test_the_readme_has_the_lectures_size():
     (_, *reals), *rows = table("the classifier sees images in")
     assert len(rows) == 7
     for name, *figures in rows:
-        full, halved = (next(r for r in kept("half-range", "lecture") if (r["range"], r["samples"]) == (scale, 2048)
-                             and r["what"] == name.removeprefix("lesson 4: ")) for scale in (1.0, 0.5))
+        full, halved = (next(r for r in kept("half-range", "lecture") if r["what"] == name.removeprefix("lesson 4: ")
+                             and (r["range"], r["samples"], r["seed"]) == (scale, 2048, 0)) for scale in (1.0, 0.5))
         assert figures == [cell for r in (full, halved) for cell in
                            (f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}")], name
         assert reals == [f"{full['floor']:.2f}", "1.0", "", f"{halved['floor']:.2f}", "1.0", ""]
@@ -1706,7 +1719,22 @@ def test_the_readme_has_the_lectures_size():
                         for scale in (1.0, 0.5))
         assert figures == [cell for r in (full, halved) for cell in
                            (f"{r['fid']:.2f}", f"{r['fid'] / r['floor']:.1f}", f"{r['kid']:.4f}")], name
-    for name, *figures in table("scored in |"):
+    known = {(r["what"], r["seed"], r["range"]): r["fid"] for r in made}
+    by_dpmpp = [f"{known[name + ', 20 steps' + how, seed, scale]:.2f}" for scale in (1.0, 0.5) for name, how, seed in (
+        ("lesson 1's network: dpmpp 2m", "", 1), ("dpmpp 2m", "", 1), ("dpmpp 2m", ", lr 0.004", 0),
+        ("dpmpp 2m", ", sig data 0.66, lr 0.004", 1))]
+    assert [sorted(half, reverse=True) for half in (by_dpmpp[:4], by_dpmpp[4:])] == [by_dpmpp[:4], by_dpmpp[4:]]
+    assert said_in_the_readme("({}; halved {})".format(", ".join(by_dpmpp[:4]), ", ".join(by_dpmpp[4:])))
+    noisy = [f"{known[f'ddim, 50 steps, {how}', 1, scale]:.2f}" for scale in (0.5, 1.0) for how in
+             ("eta 1", "eta 0.5", "eta 1, late steps")]
+    assert said_in_the_readme(
+        "{} with eta 1, {} with 0.5, {} with late steps ({}, {} and {} on the first)".format(*noisy))
+    lms = [known["lms, 20 steps", 1, scale] for scale in (1.0, 0.5)]
+    assert said_in_the_readme(f"({lms[0]:.2f} to {noisy[3]}) and wins on the other ({lms[1]:.2f} to {noisy[0]}, though "
+                              f"DDIM with eta 0.5 has {noisy[1]})")
+    head, *scored = table("scored in |")
+    assert head == ["real images", f"{reals[0]} (1.0)", f"{reals[3]} (1.0)"] and len(scored) == 9
+    for name, *figures in scored:
         (full,) = [row for row in rows if row[:2] == [name, "1"]]
         assert figures == [f"{full[2]} ({full[3]})", f"{full[5]} ({full[6]})"], name
     dpmpp = next(r for r in kept("half-range", "lecture") if r["range"] == 0.5 and r["what"].startswith("dpmpp"))
@@ -2078,7 +2106,8 @@ def test_the_readme_has_why_cosine_is_ahead():
     (cosine_ddim, ["cosine_ddim", "dials", "dials-normalise"], {"0.033"}),
     (no_t, ["no_t", "no_t-both-predicted", "no_t-eight-passes", "cosine_ddim"], {"0.7"}),
     (karras, ["karras", "karras-float32", "cosine_ddim", "half-range", "karras-sig-data-0.66",
-              "karras-sig-data-0.66-seed-1", "karras-rate", "karras-one-pass", "passes"], {"0.5", "3.5"}),
+              "karras-seed-1", "karras-sig-data-0.66-seed-1", "karras-rate", "karras-one-pass", "passes"],
+     {"0.5", "3.5"}),
     (noise_pred, ["noise_pred"], set()), (fid, ["fid"], {"0.03", "0.1"})])
 def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesson, folders, else_where):
     """But for what else_where holds: the lecture's own figures, and settings of which no record speaks."""

@@ -13,8 +13,8 @@ are multiplied by.
 
 What the small network does (two passes, seed 0, real images score 1.12; results/small/cosine_ddim and dials):
 - The loss comes to 0.0383 (the lecture's to 0.033). 50 steps of DDIM do as well as 100: 11.0 and 10.9.
-- Eta below 1 leaves noise in the pictures, of which the lecture complained too: 37.6 at 0.5, 70.9 at 0. Our guess
-  why stands below ddim_step. Few steps early and many late gain nothing: 11.7.
+- Eta below 1 leaves noise in the pictures, of which the lecture complained too: 37.6 at 0.5, 70.9 at 0. Why, and what
+  mends it, stands below ddim_step. Few steps early and many late gain nothing: 11.7.
 - The dials, one pass each: linear, cosine and sigmoid lie between 18.4 and 20.2, b = 0.3 at 22.9, b = 1 at 49.8.
   --normalise, which hides from the network how bright an image is, burns clothes out: 114.2 (b = 0.5).
 
@@ -115,13 +115,15 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
 
 
 # The lecture had trouble with eta below 1 (little fresh noise, or none) and linked it to small images, in which noise
-# destroys more. On the same images our small network has far more trouble than one of the lecture's size, so we suspect
-# another cause. Divide x_t by sqrt(abar): the picture is at full strength, under noise of deviation
-# sigma = sqrt((1 - abar) / abar). Early on sigma is large, and x_0_hat is off by the network's error times sigma, so
-# some noise is missed: x_t is noisier than its time says. With eta 0 each later step removes only what the time says,
-# so the excess stays while sigma falls, until it is all that is left. With eta 1 each step replaces some old noise by
-# fresh noise. Variances of independent noises add, so the excess counts for less each time, and falls in proportion to
-# sigma. With eta 0 a bound on x_0_hat helps, too: FID 34.3 with clip 1, 70.9 without.
+# destroys more. But on the same images our small network has far more trouble than one of the lecture's size. Divide
+# x_t by sqrt(abar): the picture is at full strength, under noise of deviation sigma = sqrt((1 - abar) / abar). Early on
+# sigma is large, and x_0_hat is off by the network's error times sigma, so some noise is missed: x_t is noisier than
+# its time says. With eta 0 each later step removes only what the time says, so the excess stays while sigma falls,
+# until it is all that is left. With eta 1 each step replaces some old noise by fresh noise. Variances of independent
+# noises add, so the excess counts for less each time, and falls in proportion to sigma.
+# What is missed is mostly luck: an image's noise is some percent stronger or weaker than usual, and the network's
+# answer follows by a fifth to three quarters of that. Two lines that scale the answer with the noise, or a network that
+# hands x_t on, as lesson 4's does, mend it (results/README.md, "Why eta below 1 leaves noise").
 
 def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
     """From standard normal x (N, 1, H, W) along the times ts: yields (x_0_hat, x_t) after every step.

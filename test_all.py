@@ -1964,6 +1964,69 @@ def test_the_readme_has_why_the_small_networks_rescue_explodes():
                               f"{plain[0]['loss']:.4f}.") and every[1]["kid"] > plain[1]["kid"]
 
 
+def test_the_readme_has_why_eta_below_1_leaves_noise():
+    name = lambda r: cosine_ddim.label(r) if r["what"] == "ddim" else karras.label(r).replace(", model cosine", "")
+    *small, two, eight, passed_on = kept("eta-below-1")
+    *large, of_large = kept("eta-below-1", "lecture")
+    known = {(r["epochs"], r["answer"], name(r)): r for r in small + large}
+    assert len(known) == len(small + large) and {r["samples"] for r in known.values()} == {2048}
+    assert {(r["epochs"], r["seed"]) for r in known.values()} == {(2, 0), (8, 0), (25, 1)}
+    assert all(len({r["weights"] for r in small if (r["epochs"], r["answer"] == "x_t passed on") == which}) == 1
+               for which in ((2, False), (2, True), (8, False)))
+    known |= {(8, "as it is", name(r)): r for r in kept("passes") if r["epochs"] == 8 and (
+        r["what"] == "ddim" or r["model"] == "cosine")}                    # the same network: in both, LMS agrees
+    (lms,) = [r for r in small if (r["epochs"], r["answer"], r["what"]) == (8, "as it is", "lms")]
+    assert (lms["fid"], lms["weights"]) == (known[8, "as it is", "lms, 20 steps"]["fid"], known[
+        8, "as it is", "dpmpp 2m, 20 steps"]["weights"])
+    known |= {(25, "as it is", name(r)): r for r in kept("cosine_ddim-seed-1", "lecture")}
+    rows = table("lesson 1's network: FID")
+    columns = [(2, "as it is"), (2, "follows"), (2, "x_t passed on"), (8, "as it is"), (8, "follows"),
+               (25, "as it is"), (25, "follows")]
+    score = lambda epochs, answer, what: f"{known[epochs, answer, what]['fid']:.2f}" if (
+        epochs, answer, what) in known else "-"
+    for what, *figures in rows:
+        assert figures == [score(*column, what) for column in columns], what
+    assert len(rows) == 6 and sum("-" not in figures for _, *figures in rows) >= 2
+    noise = [known[epochs, "as it is", "lms, 20 steps"]["border"] for epochs in (2, 8, 25)]
+    assert noise == sorted(noise, reverse=True) and said_in_the_readme("order: {:.3f}, {:.3f}, {:.3f}.".format(*noise))
+    slopes = [[f"{at['slope']:.2f}" for at in r["by_time"] if at["t"] >= 0.8]
+              for r in (two, eight, of_large, passed_on)]
+    assert set(slopes[0]) == {"0.21"} and said_in_the_readme("0.21% higher after two passes (a slope of 0.21), after "
+                                                             f"eight {min(slopes[1])} to {max(slopes[1])}%, the large "
+                                                             f"one's {min(slopes[2])} to {max(slopes[2])}%.")
+    assert said_in_the_readme(f"The slope is {min(slopes[3])} to {max(slopes[3])} after two passes.")
+    assert said_in_the_readme("a slope of {:.2f} at t = 0.98, with x_t passed on {:.2f})".format(
+        *(r["by_time"][0]["brightness_slope"] for r in (two, passed_on)))) and two["by_time"][0]["t"] == 0.98
+    own = {(r["epochs"], karras.label(r)): r["fid"] for r in kept("passes") if r["what"] != "ddim"}
+    solvers = "lms, 20 steps", "dpmpp 2m, 20 steps"
+    scores = [score(epochs, "follows", what) for epochs in (8, 25) for what in solvers]
+    own_8 = [f"{own[8, what]:.2f}" for what in solvers]
+    (lms_large, dpmpp_large), (lms_changed, dpmpp_changed) = (
+        [f"{records_of(f'lesson 4: {what}{how}', 1, 'lecture')[0]['fid']:.2f}" for what in solvers]
+        for how in ("", ", sig data 0.66"))
+    assert said_in_the_readme("score {} and {}, by lesson 4's own network {} and {}.".format(*scores[:2], *own_8))
+    assert said_in_the_readme(f"have {scores[2]} and {scores[3]}, lesson 4's own, also of seed 1, {lms_large} and "
+                              f"{dpmpp_large}, and with sig_data 0.66 and a rate of 4e-3 {lms_changed} and "
+                              f"{dpmpp_changed}.")
+    assert said_in_the_readme(f"LMS has {score(2, 'x_t passed on', solvers[0])}, lesson 4's own network "
+                              f"{own[2, solvers[0]]:.2f}.")
+    assert said_in_the_readme(f"DPM++ then scores {scores[3]}, LMS {scores[2]}, and the small network after eight "
+                              f"passes {scores[1]} and {scores[0]}, where lesson 4's own has {own_8[1]} and "
+                              f"{own_8[0]}.")
+    assert said_in_the_readme(f"(seed 1) scores {scores[3]} there.") and said_in_the_readme(
+        f"scores {scores[3]}: as good as the changed recipe ({dpmpp_changed}), but for a few tenths, and better than "
+        f"the lecture's ({dpmpp_large}).")
+    still = "ddim, 50 steps, eta 0"
+    assert said_in_the_readme("eta 0 scores {:.1f} instead of {:.1f}, after eight passes {:.1f} instead of "
+                              "{:.1f}".format(*(known[epochs, answer, still]["fid"] for epochs in (2, 8)
+                                                for answer in ("follows", "as it is"))))
+    assert said_in_the_readme("with x_t passed on has {:.1f}, without {:.1f}".format(
+        *(known[2, answer, solvers[1]]["fid"] for answer in ("x_t passed on", "as it is"))))
+    noisy = "ddim, 50 steps, eta 1"
+    assert said_in_the_readme("eta 1 scores {} where the answer follows, {} as it is. ({} with x_t passed on".format(
+        *(score(2, answer, noisy) for answer in ("follows", "as it is", "x_t passed on"))))
+
+
 def test_the_readme_has_how_far_rounding_moves_a_score():
     same = {}                                          # what one recipe and seed scored, by networks rounded otherwise
     for lesson, names in ((karras, ("first-command", "karras", "karras-one-pass", "karras-rate", "karras-float32",

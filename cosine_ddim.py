@@ -121,9 +121,9 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
 # its time says. With eta 0 each later step removes only what the time says, so the excess stays while sigma falls,
 # until it is all that is left. With eta 1 each step replaces some old noise by fresh noise. Variances of independent
 # noises add, so the excess counts for less each time, and falls in proportion to sigma.
-# What is missed is mostly luck: an image's noise is some percent stronger or weaker than usual, and the network's
-# answer follows by a fifth to three quarters of that. Two lines that scale the answer with the noise, or a network that
-# hands x_t on, as lesson 4's does, mend it (results/README.md, "Why eta below 1 leaves noise").
+# What is missed is mostly luck: an image's noise is some percent stronger than usual, and the network's answer follows
+# by a fifth to three quarters of that. Two lines that scale the answer with the noise, or a network that hands x_t on,
+# mend most of it (results/README.md, "Why eta below 1 leaves noise").
 
 def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
     """From standard normal x (N, 1, H, W) along the times ts: yields (x_0_hat, x_t) after every step.

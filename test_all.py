@@ -2041,6 +2041,26 @@ def test_the_readme_has_why_eta_below_1_leaves_noise():
         *(score(2, answer, noisy) for answer in ("follows", "as it is", "x_t passed on"))))
 
 
+def test_the_readme_has_lesson_3_with_x_t_passed_on():
+    rescued, plain, rescued_still, plain_still = kept("no_t-x_t-passed-on")
+    assert [(r["eta"], r["rescue"], r["clip"], r["epochs"], r["seed"], r["answer"], r["steps"]) for r in (
+        rescued, plain, rescued_still, plain_still)] == [
+        (eta, rescue, 4, 2, 0, "x_t passed on", 50) for eta in (1, 0) for rescue in ("every", "none")]
+    assert len({r["weights"] for r in (rescued, plain, rescued_still, plain_still)}) == 1
+    assert rescued["border"] < 2 / math.sqrt(2048)                         # that of one image all white
+    assert said_in_the_readme(
+        f"at every step it scores {rescued['fid']:.2f} (residual noise {rescued['border']:.3f}, no image all white), "
+        f"without fresh noise {rescued_still['fid']:.2f}, where plain DDIM has {plain_still['fid']:.2f} "
+        f"({plain_still['border']:.3f}): there")
+    usual = [[r["fid"] for r in kept(folder) if no_t.label(r) == "no t, 50 steps, eta 1, rescue none"][0]
+             for folder in ("no_t", "no_t-seed-1")]
+    assert said_in_the_readme(
+        "(plain {:.2f}), and plain DDIM is worse than the usual network's {:.1f} and {:.1f}.".format(plain["fid"], *usual))
+    assert said_in_the_readme(
+        "after two passes: {:.1f} with the rescue at every step, and {:.1f} instead of {:.1f} without fresh noise.".format(
+            *(r["fid"] for r in (rescued, rescued_still, plain_still))))
+
+
 def test_the_readme_has_how_far_rounding_moves_a_score():
     same = {}                                          # what one recipe and seed scored, by networks rounded otherwise
     for lesson, names in ((karras, ("first-command", "karras", "karras-one-pass", "karras-rate", "karras-float32",

@@ -2055,10 +2055,10 @@ def test_the_readme_has_lesson_3_with_x_t_passed_on():
     usual = [[r["fid"] for r in kept(folder) if no_t.label(r) == "no t, 50 steps, eta 1, rescue none"][0]
              for folder in ("no_t", "no_t-seed-1")]
     assert said_in_the_readme(
-        "(plain {:.2f}), and plain DDIM is worse than the usual network's {:.1f} and {:.1f}.".format(plain["fid"], *usual))
+        f"(plain {plain['fid']:.2f}), and plain DDIM is worse than the usual network's {usual[0]:.1f} and {usual[1]:.1f}.")
     assert said_in_the_readme(
-        "after two passes: {:.1f} with the rescue at every step, and {:.1f} instead of {:.1f} without fresh noise.".format(
-            *(r["fid"] for r in (rescued, rescued_still, plain_still))))
+        f"after two passes: {rescued['fid']:.1f} with the rescue at every step, and {rescued_still['fid']:.1f} instead "
+        f"of {plain_still['fid']:.1f} without fresh noise.")
 
 
 def test_the_readme_has_how_far_rounding_moves_a_score():

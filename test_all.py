@@ -2055,7 +2055,8 @@ def test_the_readme_has_lesson_3_with_x_t_passed_on():
     usual = [[r["fid"] for r in kept(folder) if no_t.label(r) == "no t, 50 steps, eta 1, rescue none"][0]
              for folder in ("no_t", "no_t-seed-1")]
     assert said_in_the_readme(
-        f"(plain {plain['fid']:.2f}), and plain DDIM is worse than the usual network's {usual[0]:.1f} and {usual[1]:.1f}.")
+        f"(plain {plain['fid']:.2f}), and plain DDIM is worse than the usual network's {usual[0]:.1f} and "
+        f"{usual[1]:.1f}.")
     assert said_in_the_readme(
         f"after two passes: {rescued['fid']:.1f} with the rescue at every step, and {rescued_still['fid']:.1f} instead "
         f"of {plain_still['fid']:.1f} without fresh noise.")

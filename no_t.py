@@ -5,6 +5,7 @@
     python no_t.py --compare            the rescue at no step, at every step, at the last, at all others; three eta
     python no_t.py --curve              FID and KID of x_0_hat at every step on the way
     python no_t.py --trace              what goes on inside, as numbers
+    python no_t.py --ideal --steps 50   no training: the best answers there are for 2048 images, computed from these
 
 What the lecture found: if noise is so easy to see, a denoiser need not be told how much there is, and a sampler need
 not be bound to remove an exact amount at each step. Without t a network trains nearly as well (its loss is 0.034, with
@@ -33,16 +34,24 @@ What a network of the lecture's size does (25 passes on an H200, seed 0, 100 ste
 - The lecture's rescue works: 4.49 becomes 3.56 with eta 1, and 29.69 becomes 6.31 with eta 0, where plain DDIM leaves
   some images noisy. A few images are lost: 8 of 2048 end all white with eta 1.
 - Plain DDIM with eta 1 is not the failure that the lecture saw. Lesson 1's network, which is told t, has 2.59.
+
+What the best answers that there are do, for 2048 of the images (--ideal; 50 steps, seed 0; results/small/no_t-ideal):
+- Without fresh noise plain DDIM leaves noise even so: 29.18. The rescue takes away all of it: 2.04. (Told t, the ideal
+  denoiser has 2.13.) With eta 1 there is little to rescue: 2.17, and 1.78 with it.
+- So never being told t is what fails, not only the network. The noise of an image is by luck some 2% stronger or weaker
+  than usual. Without t that is hard to tell from another t, and what is misjudged stays. In the loss it costs 1 / 2048.
 """
 import argparse
+import functools
 
 import torch
+import torch.nn.functional as F
 
 import cosine_ddim
 import noise_pred
 from cosine_ddim import abar, ddim_step, timesteps
 from fid import ImageEval, beside, comparison, describe, fashion_mnist, find_data, grid, plot, report, save_results
-from unet import flags, generate, number, read_results, script, settle, train
+from unet import flags, generate, measured_on, number, read_results, script, settle, train
 
 RECIPE = cosine_ddim.RECIPE
 INPUT_SCALE = noise_pred.INPUT_SCALE                                       # lesson 2's network sees the same images
@@ -102,6 +111,46 @@ def sample(find_noise, find_abar, x, ts, eta=1.0, clip=CLIP * INPUT_SCALE, rescu
         yield x_0_hat, x, abar_hat
 
 
+# ---------------------------------------------------------------------------------------------- ideal networks
+# Is it the network's fault that plain DDIM fails? Where the data set is a short list of images, networks without a
+# fault can be had. Every pair of an image and a time has some probability of having led to x_t, and the squared error
+# is least where the answer is the mean over all pairs, weighed by that. It takes no training, but all the images at
+# every step, and samples nothing but these images. (Karras et al. 2022, eq. 57, is that for a denoiser told its noise.)
+
+IDEAL_IMAGES = 2048
+
+
+def ideal(x0):
+    """The ideal networks for a data set of the images x0 (M, 1, H, W) -> ask(x_t (N, 1, H, W), t=None).
+
+    ask -> the noise in x_t, of its shape, and alphabar (N,): the answers of this lesson's denoiser and of lesson 2's
+    network if their losses were as low as can be, for t uniform from 0.005 to 0.999. Given t (N,), it is told t.
+    """
+    images = x0.flatten(1)
+    energy, pixels = images.square().sum(1), images.shape[1]
+    # Times 3% apart where there is little noise (the strength of 1024 numbers can be seen to 2%), later 0.015.
+    edges = torch.cat([0.005 * 1.033 ** torch.arange(138), torch.linspace(0.44, 0.999, 38)]).double()
+    grid_times, grid_width = (edges[1:] + edges[:-1]) / 2, edges.diff()
+
+    def one(x, t):                                                         # of one image, flat, as all of them are here
+        times, width = (grid_times, grid_width) if t is None else (t.cpu().double()[None], torch.ones(1))
+        weight, deviation = abar(times).sqrt(), (1 - abar(times)).sqrt()   # of image and noise in x_t
+        factor = width.log() - pixels * deviation.log()                    # its probability; the density's height
+        weight, deviation, factor = (value.to(images)[:, None] for value in (weight, deviation, factor))
+        distance = x @ x - 2 * weight * (images @ x) + weight ** 2 * energy                # squared, (times, M)
+        likely = (factor - distance / (2 * deviation ** 2)).flatten().softmax(0).view_as(distance)
+        noise = (likely / deviation).sum() * x - (likely * weight / deviation).sum(0) @ images
+        return noise, (likely * 2 * (weight / deviation).log()).sum().sigmoid()            # of the logit's mean
+
+    @functools.lru_cache(maxsize=1)                                        # a sampler asks for both, one by one
+    def ask(x_t, t=None):
+        with torch.autocast("cuda" if x_t.is_cuda else "cpu", enabled=False):   # bfloat16 is too coarse for distances
+            answers = [one(x, t if t is None else t[i]) for i, x in enumerate(x_t.flatten(1))]
+        noise, alphabar = map(torch.stack, zip(*answers))
+        return noise.view_as(x_t), alphabar
+    return ask
+
+
 # ---------------------------------------------------------------------------------------------- the lesson
 
 # The lecture's own FIDs, on a scale where its real images scored 1.9 to 2.6; in brackets, multiples of that. (The
@@ -132,6 +181,20 @@ def show_losses(args, origin):
           + f" (lecture: 0.034 and 0.033); {origin['train_seconds']:.0f} s of training on {origin['trained_on']}")
 
 
+def ideal_networks(args, x0):
+    """1. With --ideal: no networks but the best answers there are, and what it costs a denoiser not to be told t."""
+    shown = x0[:IDEAL_IMAGES].to(args.device)
+    ask = ideal(shown)
+    torch.manual_seed(args.seed)
+    (x_t, t), noise = cosine_ddim.noisify(shown[:1024], torch.linspace(0.02, 0.98, len(shown[:1024])).to(args.device))
+    losses = [F.mse_loss(ask(x_t, told)[0], noise).item() for told in (None, t)]
+    print(f"ideal networks for {len(shown)} images: loss for t from 0.02 to 0.98 without t {losses[0]:.5f}, with t "
+          f"{losses[1]:.5f}. Luck in the strength of {noise[0].numel()} numbers, which without t cannot be told from "
+          f"another t, costs {0.5 / noise[0].numel():.5f}")
+    return shown, ask, {"network": f"ideal of {len(shown)} images", "loss": losses[0], "loss_with_t": losses[1],
+                        **measured_on(args, amp=False)}
+
+
 def try_rescue(args, find_noise, find_abar, origin, evaluate, rescue, eta, clip):
     """2. Sample, score and draw the clothes -> the record of it, which is in results.json too."""
     def sampler(noise):
@@ -140,9 +203,9 @@ def try_rescue(args, find_noise, find_abar, origin, evaluate, rescue, eta, clip)
         return x / INPUT_SCALE
     images, seconds = generate(sampler, args.samples, args.seed, args.device, batch=BATCH)
     asked = sum(map(RESCUES[rescue], timesteps(args.steps)[:-1].tolist()))
-    record = {"what": "no t", "steps": args.steps, "evaluations": args.steps, "predictions": asked, "eta": eta,
-              "rescue": rescue, "clip": clip, "batch": BATCH, **evaluate.score(images),
-              "sample_seconds": round(seconds, 1), **origin}
+    record = {"what": "ideal" if args.ideal else "no t", "steps": args.steps, "evaluations": args.steps,
+              "predictions": asked, "eta": eta, "rescue": rescue, "clip": clip, "batch": BATCH,
+              **evaluate.score(images), "sample_seconds": round(seconds, 1), **origin}
     report(label(record), record, images, args.folder)
     return record
 
@@ -205,6 +268,7 @@ def main(argv=None):
     add("--rescue", choices=RESCUES,
         help="when alphabar is predicted; late: for t <= 0.7 (default: none, then every, then every with --clip 1)")
     add("--clip", type=number(float, 0.01, 1000), help="bound on x_0_hat: 1 is its range (default 4, the rescue's)")
+    add("--ideal", action="store_true", help=f"no networks, but the best answers there are for {IDEAL_IMAGES} images")
     shows = parser.add_mutually_exclusive_group()
     shows.add_argument("--compare", action="store_true", help="all rescues, and three eta, in one table")
     shows.add_argument("--curve", action="store_true", help="FID and KID of x_0_hat at every step, plain and rescued")
@@ -213,6 +277,8 @@ def main(argv=None):
     if args.compare and (args.eta, args.clip) != (None, None): parser.error("--compare sets --eta and --clip itself")
     if args.rescue and (args.compare or args.curve): parser.error("--compare and --curve choose --rescue themselves")
     if args.samples and args.trace: parser.error("--samples: --trace follows one batch")
+    if args.ideal and (args.epochs or args.batch_size or args.lr or args.retrain):
+        parser.error("--ideal trains nothing: no --epochs, --batch-size, --lr, --retrain")
     args.eta = 1.0 if args.eta is None else args.eta
     args.steps = args.steps or (20 if args.curve or args.trace else 100)
     if args.compare: trials = COMPARED
@@ -227,20 +293,26 @@ def main(argv=None):
         evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.count)
     x0 = fashion_mnist(args.data_dir, True, args.data, args.count)[0].mul_(INPUT_SCALE)
 
-    print("lesson 2's network, which predicts alphabar:")
-    its_own = argparse.Namespace(**vars(args) | dict(epochs=None, batch_size=None, lr=None, retrain=False))
-    tmodel, its_origin = noise_pred.network(its_own, x0)
-    print("the denoiser that is never told t:")
-    model, origin = train(args, "no_t", RECIPE, noisify, x0, input_scale=INPUT_SCALE)
-    origin["predictor"] = its_origin["weights"]
-    show_losses(args, origin)
-    find_noise = lambda x_t: model(x_t, 0.0).float()
-    find_abar = lambda x_t: predict(tmodel, x_t)
+    if args.ideal:
+        shown, ask, origin = ideal_networks(args, x0)
+        find_noise, find_abar = (lambda x_t: ask(x_t)[0]), (lambda x_t: ask(x_t)[1])
+    else:
+        print("lesson 2's network, which predicts alphabar:")
+        its_own = argparse.Namespace(**vars(args) | dict(epochs=None, batch_size=None, lr=None, retrain=False))
+        tmodel, its_origin = noise_pred.network(its_own, x0)
+        print("the denoiser that is never told t:")
+        model, origin = train(args, "no_t", RECIPE, noisify, x0, input_scale=INPUT_SCALE)
+        origin["predictor"] = its_origin["weights"]
+        show_losses(args, origin)
+        find_noise, find_abar = (lambda x_t: model(x_t, 0.0).float()), (lambda x_t: predict(tmodel, x_t))
     if args.trace:
         args.rescue = args.rescue or "every"
         return show_trace(args, find_noise, find_abar)
     if args.curve: return show_curve(args, find_noise, find_abar, origin, evaluate)
 
+    if args.ideal:
+        drawn = shown[torch.randint(len(shown), (args.samples,))] / INPUT_SCALE
+        print(f"these images, drawn as often at random, as a perfect sampler would: {describe(evaluate.score(drawn))}")
     records = [try_rescue(args, find_noise, find_abar, origin, evaluate, *trial) for trial in trials]
     print("The lecture's figures are of 100 steps, on a scale where its real images scored 1.9 to 2.6.")
     comparison(records, label, LECTURE, args.folder)

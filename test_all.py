@@ -223,7 +223,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_and_left_alone(tmp_path, mo
     recipe = dict(epochs=1, batch_size=8, lr=0.1, path=path, settings={"channels": (1, 2)})
     unet.fit(Line(), noisy, images, **recipe)
     good = path.read_bytes()
-    at = good.index(torch.load(path)["model"]["w"].numpy().tobytes())
+    at = good.index(torch.load(path, weights_only=True)["model"]["w"].numpy().tobytes())
     flipped = good[:at] + bytes([good[at] ^ 1]) + good[at + 1:]
     torch.save({"settings": {"channels": [1, 2]}, "model": Exploit()}, tmp_path / "exploit")
     torch.save({"settings": {"channels": [1, 2]}, "model": {}}, tmp_path / "incomplete")
@@ -889,6 +889,63 @@ def test_the_last_call_removes_the_noise_that_is_left_only_where_it_is_told_how_
     assert torch.allclose(left["last"], 0.05 * left["none"] / (1 - left["none"] ** 2).sqrt(), rtol=1e-2)
 
 
+def test_the_ideal_answer_is_the_mean_over_images_and_times():
+    """Beside a sum over 20,000 evenly spaced times, in float64, and over three images that are hard to tell apart."""
+    torch.manual_seed(0)
+    x0 = torch.rand(3, 1, 4, 4) - 0.5
+    told = torch.tensor([0.03, 0.2, 0.5, 0.8])
+    (x_t, _), _ = cosine_ddim.noisify(x0[[0, 1, 2, 0]], told)
+    ask = no_t.ideal(x0)
+
+    def mean(x, t):
+        """-> the noise (1, 4, 4), the logit of alphabar, for t (T,) of equal probability."""
+        a = torch.cos(t.double() * torch.pi / 2) ** 2
+        noise = (x.double() - a.sqrt().view(-1, 1, 1, 1, 1) * x0.double()) / (1 - a).sqrt().view(-1, 1, 1, 1, 1)
+        log_p = -0.5 * noise.square().sum((2, 3, 4)) - 16 / 2 * (1 - a)[:, None].log()       # normal density of x
+        p = log_p.flatten().softmax(0).view_as(log_p)
+        return torch.einsum("ti,tichw->chw", p, noise), (p.sum(1) * a.logit()).sum()
+    even = 0.005 + (torch.arange(20_000) + 0.5) / 20_000 * 0.994
+    noise, alphabar = ask(x_t)
+    for i, (x, t) in enumerate(zip(x_t, told)):
+        expected, logit = mean(x, even)
+        assert torch.allclose(noise[i].double(), expected, atol=5e-3), t
+        assert alphabar[i].logit().item() == pytest.approx(logit.item(), abs=0.05), t    # coarse near t = 1
+        assert torch.allclose(ask(x_t, told)[0][i].double(), mean(x, t[None])[0], atol=1e-4), t
+    assert ask(x_t, told)[0] is ask(x_t, told)[0] and ask(x_t)[0] is not ask(x_t, told)[0]   # computed only once
+
+
+@pytest.mark.parametrize("t", [0.2, 0.5, 0.7, 0.8])
+def test_not_being_told_t_costs_what_luck_in_the_noise_is_worth(t):
+    """One image, which the ideal network knows, of energy Q. The root mean square of the noise's n = 1024 numbers is by
+    luck off by 1 / sqrt(2 n). How noisy x_t should be shows in the image's weight, to sqrt(abar / ((1 - abar) Q)); what
+    is seen of the luck is the share that two such measurements have in their mean. The loss is the posterior variance
+    of the weight, v, times the change of the noise with it: v = 1 / (Q / b + 2 n abar / b^2), b = 1 - abar, and
+    (Q / b + n abar / b^2) v / n. (Above t = 0.8 the weight is too close to 0 for such a formula.)"""
+    torch.manual_seed(0)
+    x0 = fid.fashion_mnist(data="drawn", count=1)[0] * 0.5
+    (x_t, times), noise = cosine_ddim.noisify(x0.expand(400, -1, -1, -1), torch.full((400,), t))
+    n, a, energy = 1024, cosine_ddim.abar(t).item(), x0.square().sum().item()
+    luck, weight = 1 / (2 * n), a / ((1 - a) * energy)
+    answer, _ = no_t.ideal(x0)(x_t)
+    strength, found = (x.square().mean((1, 2, 3)).sqrt() for x in (noise, answer))
+    slope = torch.cov(torch.stack([strength, found]))[0, 1] / strength.var()
+    assert slope.item() == pytest.approx(luck / (luck + weight), abs=0.06)
+    loss = (energy / (1 - a) + n * a / (1 - a) ** 2) / (energy / (1 - a) + 2 * n * a / (1 - a) ** 2) / n
+    assert (answer - noise).square().mean().item() == pytest.approx(loss, rel=0.2) and 0.5 < loss * n < 1
+    assert torch.allclose(no_t.ideal(x0)(x_t, times)[0], noise, atol=1e-3)   # told t it has nothing to guess
+
+
+def test_without_t_and_fresh_noise_even_an_ideal_denoiser_leaves_noise_and_the_rescue_removes_it():
+    x0 = fid.fashion_mnist(data="drawn", count=16)[0] * 0.5
+    ask = no_t.ideal(x0)
+    start, far = torch.randn(32, 1, 32, 32, generator=torch.Generator().manual_seed(0)), {}
+    for rescue in ("none", "every"):
+        path = no_t.sample(lambda x: ask(x)[0], lambda x: ask(x)[1], start, cosine_ddim.timesteps(25), 0.0, 2.0, rescue)
+        end = list(path)[-1][1]
+        far[rescue] = torch.cdist(end.flatten(1), x0.flatten(1)).amin(1) / 32                # root mean square
+    assert far["every"].max() < 0.01 and far["none"].max() > 0.1 and far["none"].median() > 0.02
+
+
 # ---------------------------------------------------------------------------------------------- the scripts, whole
 
 def test_nothing_is_left_on_the_cpu_when_the_images_are_elsewhere():
@@ -912,7 +969,8 @@ def test_nothing_is_left_on_the_cpu_when_the_images_are_elsewhere():
         ts = cosine_ddim.timesteps(3)
         ends += list(cosine_ddim.sample(model, x, ts, eta, 1.0))[-1]
         ends += list(no_t.sample(lambda x: model(x, 0.0), lambda x: no_t.predict(tmodel, x), x, ts, eta))[-1]
-    assert len(ends) == 22 and all(end.device == device and end.shape in (x.shape, (4,)) for end in ends)
+    ends += no_t.ideal(x)(x)
+    assert len(ends) == 24 and all(end.device == device and end.shape in (x.shape, (4,)) for end in ends)
 
 
 def run(main, folder, *argv):
@@ -1002,6 +1060,21 @@ def test_no_t_compare(tmp_path, capsys, monkeypatch):
     records = json.loads((tmp_path / "no_t" / "results.json").read_text())
     assert [(r["rescue"], r["eta"]) for r in records] == [("none", 1), ("every", 0), ("last", 1)]
     assert len({r["fid"] for r in records}) == 3 and "x floor" in capsys.readouterr().out
+
+
+def test_no_t_ideal(tmp_path, capsys):
+    run(no_t.main, tmp_path, "--ideal", "--steps", "3")
+    out, folder = capsys.readouterr().out, tmp_path / "no_t"
+    assert "epoch" not in out and not list(tmp_path.rglob("network-*.pt"))
+    assert "ideal networks for 256 images" in out and "as a perfect sampler would: FID" in out
+    records = json.loads((folder / "results.json").read_text())
+    assert [(r["what"], r["rescue"], r["network"]) for r in records] == [
+        ("ideal", rescue, "ideal of 256 images") for rescue in ("none", "every", "every")]
+    assert records[0]["loss"] - records[0]["loss_with_t"] == pytest.approx(1 / 2048, rel=0.25)
+    run(no_t.main, tmp_path, "--ideal", "--trace", "--steps", "2")
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["2", "0.000"]
+    run(no_t.main, tmp_path, "--ideal", "--curve", "--steps", "2")
+    assert len(json.loads((folder / "results.json").read_text())) == 5
 
 
 class Stop(Exception):
@@ -1224,7 +1297,8 @@ def test_the_comparison_draws_each_sampler_at_its_cost_and_the_median_error(tmp_
     (noise_pred, "--target sigma", "sigma"), (no_t, "--compare --eta 0", "--compare sets --eta and --clip"),
     (no_t, "--curve --rescue last", "--rescue"), (noise_pred, "--samples 9", "nothing is sampled"),
     (no_t, "--compare --trace", "not allowed with"), (no_t, "--trace --samples 9", "--trace follows one batch"),
-    (no_t, "--rescue magic", "magic"), (no_t, "--steps 1", "whole number from 2"),
+    (no_t, "--rescue magic", "magic"), (no_t, "--ideal --epochs 3", "--ideal trains nothing"),
+    (no_t, "--steps 1", "whole number from 2"),
     (karras, "--model cosine --sig-data 0.5", "belong to --model karras"),
     (cosine_ddim, "--steps 1", "--steps: '1' is not a whole number from 2"), (cosine_ddim, "--eta 1.5", "--eta"),
     (cosine_ddim, "--eta nan", "--eta"), (cosine_ddim, "--spacing odd", "odd"), (cosine_ddim, "--clip 0", "--clip"),
@@ -1299,7 +1373,7 @@ def test_no_temporary_or_foreign_file_is_taken_for_a_checkpoint(tmp_path):
     path, recipe = tmp_path / "n.pt", dict(epochs=1, batch_size=8, lr=0.1)
     for name in ("n.pt.tmp", "n.part.tmp", "m.pt"): (tmp_path / name).write_bytes(b"half a file")
     unet.fit(model := Line(), noisy, torch.ones(32, 1, 4, 4), path=path, **recipe)
-    assert model.w != 0 and torch.equal(torch.load(path)["model"]["w"], model.w.data)
+    assert model.w != 0 and torch.equal(torch.load(path, weights_only=True)["model"]["w"], model.w.data)
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path):
@@ -1391,7 +1465,8 @@ def test_ten_kills_in_a_row_at_random_moments_change_nothing(tmp_path):
     assert done.stdout.endswith("[0, 0]\n") and "continuing at step" in done.stdout
     assert "changed since" not in done.stdout
     assert re.search("stopped at step .* of 320; the same command continues from .*killed.part", done.stderr)
-    killed, whole = (torch.load(tmp_path / "out" / name)["model"]["w"] for name in ("killed.pt", "whole.pt"))
+    killed, whole = (torch.load(tmp_path / "out" / name, weights_only=True)["model"]["w"]
+                     for name in ("killed.pt", "whole.pt"))
     assert torch.equal(killed, whole)
 
 
@@ -1409,7 +1484,7 @@ def test_a_killed_script_resumes_to_the_same_weights(tmp_path, capsys):
         process.send_signal(signal.SIGKILL)
     train("killed")
     assert process.returncode == -signal.SIGKILL and "continuing at step" in capsys.readouterr().out
-    whole, resumed = (torch.load(next(d.rglob("network-*.pt")))["model"] for d in
+    whole, resumed = (torch.load(next(d.rglob("network-*.pt")), weights_only=True)["model"] for d in
                       (tmp_path / "whole" / "karras", tmp_path / "killed" / "karras"))
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 
@@ -1473,7 +1548,7 @@ def test_everything_on_the_map_exists():
         for name in re.findall("`([^`]+)`", names):
             assert f'"{name}"' in flags if name.startswith("--") else hasattr(module, name), (moment, name)
         for picture in re.findall(r"\S+\.png", shown):
-            assert list((HERE / "results" / "small" / lesson).glob(picture)), (moment, picture)
+            assert list((HERE / "results" / "small").glob(f"{lesson}*/{picture}")), (moment, picture)
         for test in re.findall("`(test_[^`]+)`", shown): assert test in globals(), (moment, test)
         seen.add(lesson)
     assert seen == {"cosine_ddim", "noise_pred", "no_t", "karras", "fid", "unet"}
@@ -1545,11 +1620,14 @@ def test_every_score_of_the_lessons_is_in_a_results_file(lesson):
 def test_every_score_of_lesson_3_is_in_a_results_file():
     rows = table("lesson 3 |")
     assert len(rows) >= 10
+    ideal = {no_t.label(r): r for r in kept("no_t-ideal") if r["what"] == "ideal"}
     for name, *figures, _ in rows:
         expected = []
         for size, steps, digits in (("small", 50, 1), ("lecture", 100, 2)):
             found = records_of(f"lesson 3: no t, {steps} steps, {name}", size=size)
             expected += [shown(found[0], digits), f"{found[0]['border']:.3f}"] if found else ["-", "-"]
+        found = ideal[f"ideal, 50 steps, {name}"]
+        expected += [shown(found, 2), f"{found['border']:.3f}"]
         assert figures == expected, name
     fifty, with_t = (records_of(name, size="lecture")[0]["fid"] for name in
                      ("lesson 3: no t, 50 steps, eta 1, rescue every", "lesson 1: ddim, 100 steps, eta 1"))
@@ -2041,6 +2119,56 @@ def test_the_readme_has_why_eta_below_1_leaves_noise():
         *(score(2, answer, noisy) for answer in ("follows", "as it is", "x_t passed on"))))
 
 
+def test_the_readme_has_what_an_ideal_denoiser_does():
+    records = kept("no_t-ideal")
+    ideal = {no_t.label(r): r for r in records if r["what"] == "ideal"}
+    assert {(r["network"], r["seed"], r["samples"]) for r in ideal.values()} == {("ideal of 2048 images", 0, 2048)}
+    score = lambda steps, eta, rescue: f"{ideal[f'ideal, {steps} steps, eta {eta}, rescue {rescue}']['fid']:.2f}"
+    told = {r["eta"]: f"{r['fid']:.2f}" for r in records if r["what"] == "ideal, told t"}
+    (large,) = records_of("lesson 3: no t, 100 steps, eta 0, rescue none", size="lecture")
+    assert said_in_the_readme(f"({score(50, 0, 'none')}, in 100 steps {score(100, 0, 'none')}, where the large network "
+                              f"has {large['fid']:.2f})")
+    assert said_in_the_readme(f"({score(50, 0, 'every')} and {score(50, 1, 'every')}), and as well as one that is told "
+                              f"t ({told[0]} and {told[1]}).")
+    assert said_in_the_readme("{} with eta 1, {} with 0.5, {} with 0.".format(
+        *(score(50, eta, "none") for eta in (1, 0.5, 0))))
+    assert said_in_the_readme(f"In 100 steps less is left: it scores {score(100, 0, 'none')}, with the rescue "
+                              f"{score(100, 0, 'every')}. Told t, the ideal denoiser scores {told[0]}, {told[0.5]} and "
+                              f"{told[1]} with eta")
+    first = next(iter(ideal.values()))
+    assert said_in_the_readme(f"costs little: {first['loss'] - first['loss_with_t']:.4f} for the ideal one, ")
+    loss = lambda folder, what, size="small", epochs=2, seed=0: next(
+        r["loss"] for r in kept(folder, size) if (r["what"], r["epochs"], r["seed"]) == (what, epochs, seed))
+    costs = [loss("no_t", "no t") - loss("cosine_ddim", "ddim"),
+             loss("no_t-eight-passes", "no t", epochs=8) - loss("passes", "ddim", epochs=8),
+             loss("no_t", "no t", "lecture", 25) - loss("cosine_ddim", "ddim", "lecture", 25),
+             loss("no_t-seed-1", "no t", seed=1) - loss("cosine_ddim", "ddim", seed=1)]
+    assert [f"{cost:.4f}" for cost in costs] == ["0.0006", "0.0006", "0.0005", "0.0000"]
+    assert said_in_the_readme("small 0.0006, also after eight passes, large 0.0005 (0.0000 by seed 1,")
+    *_, left, rescued, cause, strength = records
+    assert (left["rescue"], rescued["left"], rescued["images"]) == ("none", 0, 512)
+    assert said_in_the_readme("of 512 images the tenth with the strongest keeps {:.2f}, the weaker half "
+                              "{:.2f}.)".format(left["left_strongest_tenth"], left["left_weakest_half"]))
+    drawn, usual, weak, strong, told_strength, its_strength, _ = (at["left"] for at in cause["by_answer"])
+    assert (cause["images"], cause["sampler"]) == (256, "ddim, 50 steps, eta 0")
+    for sentence, figures in (("leaves residual noise of {:.3f} (root", [drawn]), ("has, {:.5f} is", [told_strength]),
+                              ("given the strength of its answer, leaves {:.3f}.", [its_strength]),
+                              ("than usual, {:.3f} is left of it, 3% weaker {:.3f}.", [strong, weak]),
+                              ("mean square of 1 there is still {:.3f}:", [usual])):
+        assert said_in_the_readme(sentence.format(*figures)), sentence
+    small = {at["t"]: at["slope"] for r in kept("no_t-eight-passes") if "by_time" in r and r["epochs"] == 8
+             for at in r["by_time"]}
+    energy, rows = 193.6, table("t | ideal, told t: slope")
+    assert len(rows) == 7 and float(rows[-1][0]) == 0.3
+    for at, row in zip(strength["by_time"], rows):
+        assert row == [f"{at['t']:g}", f"{at['slope_told']:.2f}", f"{at['slope']:.2f}", f"{at['formula']:.2f}",
+                       f"{small[at['t']]:.2f}", f"{at['loss'] - at['loss_told']:.5f}"]
+        a = at["alphabar"]
+        assert at["formula"] == pytest.approx(1 / (1 + 2048 * a / ((1 - a) * energy)), abs=0.01)
+    costs = [at["loss"] - at["loss_told"] for at in strength["by_time"]]
+    assert said_in_the_readme(f"{min(costs):.4f} to {max(costs):.4f}, about 1 / (2n) = {1 / 2048:.4f}.")
+
+
 def test_the_readme_has_lesson_3_with_x_t_passed_on():
     rescued, plain, rescued_still, plain_still = kept("no_t-x_t-passed-on")
     assert [(r["eta"], r["rescue"], r["clip"], r["epochs"], r["seed"], r["answer"], r["steps"]) for r in (
@@ -2202,7 +2330,7 @@ def test_the_readme_has_why_cosine_is_ahead():
 
 @pytest.mark.parametrize("lesson, folders, else_where", [
     (cosine_ddim, ["cosine_ddim", "dials", "dials-normalise"], {"0.033"}),
-    (no_t, ["no_t", "no_t-both-predicted", "no_t-eight-passes", "cosine_ddim"], {"0.7"}),
+    (no_t, ["no_t", "no_t-both-predicted", "no_t-eight-passes", "no_t-ideal", "cosine_ddim"], {"0.7"}),
     (karras, ["karras", "karras-float32", "cosine_ddim", "half-range", "karras-sig-data-0.66",
               "karras-seed-1", "karras-sig-data-0.66-seed-1", "karras-rate", "karras-one-pass", "passes"],
      {"0.5", "3.5"}),
@@ -2213,8 +2341,10 @@ def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesso
         if isinstance(value, (list, dict)):
             return [n for part in (value.values() if isinstance(value, dict) else value) for n in numbers(part)]
         return [value] if isinstance(value, (int, float)) else []
-    for size, mark in (("small", "What the small network does|Ours, small, two passes|Ours is"),
-                       ("lecture", "What a network of the lecture's size does")):
+    marks = [("small", "What the small network does|Ours, small, two passes|Ours is"),
+             ("lecture", "What a network of the lecture's size does")]
+    if lesson is no_t: marks.append(("small", "What the best answers that there are do"))
+    for size, mark in marks:
         if size == "lecture" and not kept(folders[0], size): continue
         known = numbers([kept(folder, size) for folder in folders
                          if (HERE / "results" / size / folder).exists()])

@@ -5,7 +5,7 @@
     python no_t.py --compare            the rescue at no step, at every step, at the last, at all others; three eta
     python no_t.py --curve              FID and KID of x_0_hat at every step on the way
     python no_t.py --trace              what goes on inside, as numbers
-    python no_t.py --ideal --steps 50   no training: the best answers there are for 2048 images, computed from these
+    python no_t.py --ideal --eta 0      no training: the best answers there are for 2048 images, computed from these
 
 What the lecture found: if noise is so easy to see, a denoiser need not be told how much there is, and a sampler need
 not be bound to remove an exact amount at each step. Without t a network trains nearly as well (its loss is 0.034, with
@@ -36,10 +36,11 @@ What a network of the lecture's size does (25 passes on an H200, seed 0, 100 ste
 - Plain DDIM with eta 1 is not the failure that the lecture saw. Lesson 1's network, which is told t, has 2.59.
 
 What the best answers that there are do, for 2048 of the images (--ideal; 50 steps, seed 0; results/small/no_t-ideal):
-- Without fresh noise plain DDIM leaves noise even so: 29.18. The rescue takes away all of it: 2.04. (Told t, the ideal
-  denoiser has 2.13.) With eta 1 there is little to rescue: 2.17, and 1.78 with it.
-- So never being told t is what fails, not only the network. The noise of an image is by luck some 2% stronger or weaker
-  than usual. Without t that is hard to tell from another t, and what is misjudged stays. In the loss it costs 1 / 2048.
+- Without fresh noise plain DDIM leaves noise with these, too: 29.18. The rescue takes away all of it: 2.04. (Told t,
+  the ideal denoiser has 2.13.) With eta 1 there is little to rescue: 2.17, and 1.78 with it.
+- So what fails is never being told t, not only the network. The noise of an image is by luck some 2% stronger or weaker
+  than usual. Without t that is hard to tell from another t, and what is misjudged stays. The rescue mends it because it
+  takes the luck for the same other t. In the loss all this costs only about 1 / (2 * 1024).
 """
 import argparse
 import functools
@@ -124,7 +125,8 @@ def ideal(x0):
     """The ideal networks for a data set of the images x0 (M, 1, H, W) -> ask(x_t (N, 1, H, W), t=None).
 
     ask -> the noise in x_t, of its shape, and alphabar (N,): the answers of this lesson's denoiser and of lesson 2's
-    network if their losses were as low as can be, for t uniform from 0.005 to 0.999. Given t (N,), it is told t.
+    network if their losses were as low as can be, for t uniform from 0.005 to 0.999. Given t, a number or (N,), the
+    denoiser is told it. (Lesson 2 draws alphabar evenly, not t; that matters only where an image is nearly all noise.)
     """
     images = x0.flatten(1)
     energy, pixels = images.square().sum(1), images.shape[1]
@@ -133,9 +135,9 @@ def ideal(x0):
     grid_times, grid_width = (edges[1:] + edges[:-1]) / 2, edges.diff()
 
     def one(x, t):                                                         # of one image, flat, as all of them are here
-        times, width = (grid_times, grid_width) if t is None else (t.cpu().double()[None], torch.ones(1))
+        times, width = (grid_times, grid_width) if t is None else (t[None], torch.ones(1))
         weight, deviation = abar(times).sqrt(), (1 - abar(times)).sqrt()   # of image and noise in x_t
-        factor = width.log() - pixels * deviation.log()                    # its probability; the density's height
+        factor = width.log() - pixels * deviation.log()       # logs of the time's probability and the density's height
         weight, deviation, factor = (value.to(images)[:, None] for value in (weight, deviation, factor))
         distance = x @ x - 2 * weight * (images @ x) + weight ** 2 * energy                # squared, (times, M)
         likely = (factor - distance / (2 * deviation ** 2)).flatten().softmax(0).view_as(distance)
@@ -144,8 +146,9 @@ def ideal(x0):
 
     @functools.lru_cache(maxsize=1)                                        # a sampler asks for both, one by one
     def ask(x_t, t=None):
+        told = [None] * len(x_t) if t is None else torch.as_tensor(t).cpu().double().clamp(min=0.005).expand(len(x_t))
         with torch.autocast("cuda" if x_t.is_cuda else "cpu", enabled=False):   # bfloat16 is too coarse for distances
-            answers = [one(x, t if t is None else t[i]) for i, x in enumerate(x_t.flatten(1))]
+            answers = list(map(one, x_t.flatten(1), told))
         noise, alphabar = map(torch.stack, zip(*answers))
         return noise.view_as(x_t), alphabar
     return ask
@@ -188,9 +191,9 @@ def ideal_networks(args, x0):
     torch.manual_seed(args.seed)
     (x_t, t), noise = cosine_ddim.noisify(shown[:1024], torch.linspace(0.02, 0.98, len(shown[:1024])).to(args.device))
     losses = [F.mse_loss(ask(x_t, told)[0], noise).item() for told in (None, t)]
-    print(f"ideal networks for {len(shown)} images: loss for t from 0.02 to 0.98 without t {losses[0]:.5f}, with t "
-          f"{losses[1]:.5f}. Luck in the strength of {noise[0].numel()} numbers, which without t cannot be told from "
-          f"another t, costs {0.5 / noise[0].numel():.5f}")
+    print(f"ideal networks, which know their {len(shown)} images by heart: loss for t from 0.02 to 0.98 without t "
+          f"{losses[0]:.5f}, with t {losses[1]:.5f}. Luck in the strength of {noise[0].numel()} numbers, which without "
+          f"t can hardly be told from another t, costs {0.5 / noise[0].numel():.5f}")
     return shown, ask, {"network": f"ideal of {len(shown)} images", "loss": losses[0], "loss_with_t": losses[1],
                         **measured_on(args, amp=False)}
 
@@ -243,7 +246,7 @@ def show_curve(args, find_noise, find_abar, origin, evaluate):
 
 def show_trace(args, find_noise, find_abar):
     """4. What the lecture's debugging cell printed, for one batch."""
-    print("alphabar by the schedule, and as lesson 2's network predicts it, before it is kept near the median:\n"
+    print("alphabar by the schedule, and as it is predicted, before it is kept near the median:\n"
           "step      t         schedule  lowest   median  highest    x_t from      to   x_0_hat from      to")
     ts = timesteps(args.steps)
 
@@ -312,9 +315,12 @@ def main(argv=None):
 
     if args.ideal:
         drawn = shown[torch.randint(len(shown), (args.samples,))] / INPUT_SCALE
-        print(f"these images, drawn as often at random, as a perfect sampler would: {describe(evaluate.score(drawn))}")
+        perfect = {"what": "ideal images, drawn", **evaluate.score(drawn), **origin}
+        save_results(args.folder, [perfect])
+        print(f"as many of these images drawn at random, which is what a perfect sampler does: {describe(perfect)}")
     records = [try_rescue(args, find_noise, find_abar, origin, evaluate, *trial) for trial in trials]
-    print("The lecture's figures are of 100 steps, on a scale where its real images scored 1.9 to 2.6.")
+    if not args.ideal:
+        print("The lecture's figures are of 100 steps, on a scale where its real images scored 1.9 to 2.6.")
     comparison(records, label, LECTURE, args.folder)
 
 

@@ -911,6 +911,7 @@ def test_the_ideal_answer_is_the_mean_over_images_and_times():
         assert torch.allclose(noise[i].double(), expected, atol=5e-3), t
         assert alphabar[i].logit().item() == pytest.approx(logit.item(), abs=0.05), t    # coarse near t = 1
         assert torch.allclose(ask(x_t, told)[0][i].double(), mean(x, t[None])[0], atol=1e-4), t
+    with torch.autocast("cpu", torch.bfloat16): assert torch.equal(no_t.ideal(x0)(x_t)[0], noise)
     assert ask(x_t, told)[0] is ask(x_t, told)[0] and ask(x_t)[0] is not ask(x_t, told)[0]   # computed only once
 
 
@@ -944,6 +945,8 @@ def test_without_t_and_fresh_noise_even_an_ideal_denoiser_leaves_noise_and_the_r
         end = list(path)[-1][1]
         far[rescue] = torch.cdist(end.flatten(1), x0.flatten(1)).amin(1) / 32                # root mean square
     assert far["every"].max() < 0.01 and far["none"].max() > 0.1 and far["none"].median() > 0.02
+    end = list(cosine_ddim.sample(lambda x, t: ask(x, t)[0], start, cosine_ddim.timesteps(25), 0.0, 2.0))[-1][1]
+    assert torch.cdist(end.flatten(1), x0.flatten(1)).amin(1).max() / 32 < 0.01              # told t, down to t = 0
 
 
 # ---------------------------------------------------------------------------------------------- the scripts, whole
@@ -1066,15 +1069,16 @@ def test_no_t_ideal(tmp_path, capsys):
     run(no_t.main, tmp_path, "--ideal", "--steps", "3")
     out, folder = capsys.readouterr().out, tmp_path / "no_t"
     assert "epoch" not in out and not list(tmp_path.rglob("network-*.pt"))
-    assert "ideal networks for 256 images" in out and "as a perfect sampler would: FID" in out
-    records = json.loads((folder / "results.json").read_text())
+    assert "know their 256 images" in out and "is what a perfect sampler does: FID" in out and "lecture's" not in out
+    perfect, *records = json.loads((folder / "results.json").read_text())
+    assert perfect["what"] == "ideal images, drawn" and perfect["border"] == 0
     assert [(r["what"], r["rescue"], r["network"]) for r in records] == [
         ("ideal", rescue, "ideal of 256 images") for rescue in ("none", "every", "every")]
     assert records[0]["loss"] - records[0]["loss_with_t"] == pytest.approx(1 / 2048, rel=0.25)
     run(no_t.main, tmp_path, "--ideal", "--trace", "--steps", "2")
     assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["2", "0.000"]
     run(no_t.main, tmp_path, "--ideal", "--curve", "--steps", "2")
-    assert len(json.loads((folder / "results.json").read_text())) == 5
+    assert len(json.loads((folder / "results.json").read_text())) == 6
 
 
 class Stop(Exception):
@@ -2121,6 +2125,7 @@ def test_the_readme_has_why_eta_below_1_leaves_noise():
 
 def test_the_readme_has_what_an_ideal_denoiser_does():
     records = kept("no_t-ideal")
+    *_, left, rescued, cause, strength = records
     ideal = {no_t.label(r): r for r in records if r["what"] == "ideal"}
     assert {(r["network"], r["seed"], r["samples"]) for r in ideal.values()} == {("ideal of 2048 images", 0, 2048)}
     score = lambda steps, eta, rescue: f"{ideal[f'ideal, {steps} steps, eta {eta}, rescue {rescue}']['fid']:.2f}"
@@ -2135,7 +2140,11 @@ def test_the_readme_has_what_an_ideal_denoiser_does():
     assert said_in_the_readme(f"In 100 steps less is left: it scores {score(100, 0, 'none')}, with the rescue "
                               f"{score(100, 0, 'every')}. Told t, the ideal denoiser scores {told[0]}, {told[0.5]} and "
                               f"{told[1]} with eta")
-    first = next(iter(ideal.values()))
+    first, (drawn,) = next(iter(ideal.values())), [r for r in records if r["what"] == "ideal images, drawn"]
+    assert drawn["network"] == first["network"]
+    assert said_in_the_readme(f"drawn at random they score {drawn['fid']:.2f},")
+    assert said_in_the_readme("Medians: {:.3f} as it is, {:.3f} with that".format(
+        *(cause["by_answer"][i]["left_median"] for i in (0, 5))))
     assert said_in_the_readme(f"costs little: {first['loss'] - first['loss_with_t']:.4f} for the ideal one, ")
     loss = lambda folder, what, size="small", epochs=2, seed=0: next(
         r["loss"] for r in kept(folder, size) if (r["what"], r["epochs"], r["seed"]) == (what, epochs, seed))
@@ -2144,8 +2153,8 @@ def test_the_readme_has_what_an_ideal_denoiser_does():
              loss("no_t", "no t", "lecture", 25) - loss("cosine_ddim", "ddim", "lecture", 25),
              loss("no_t-seed-1", "no t", seed=1) - loss("cosine_ddim", "ddim", seed=1)]
     assert [f"{cost:.4f}" for cost in costs] == ["0.0006", "0.0006", "0.0005", "0.0000"]
-    assert said_in_the_readme("small 0.0006, also after eight passes, large 0.0005 (0.0000 by seed 1,")
-    *_, left, rescued, cause, strength = records
+    assert said_in_the_readme("small 0.0006, also after eight passes, large 0.0005, the lecture's 0.001. (By seed 1 "
+                              "the small one loses 0.0000,")
     assert (left["rescue"], rescued["left"], rescued["images"]) == ("none", 0, 512)
     assert said_in_the_readme("of 512 images the tenth with the strongest keeps {:.2f}, the weaker half "
                               "{:.2f}.)".format(left["left_strongest_tenth"], left["left_weakest_half"]))
@@ -2154,7 +2163,7 @@ def test_the_readme_has_what_an_ideal_denoiser_does():
     for sentence, figures in (("leaves residual noise of {:.3f} (root", [drawn]), ("has, {:.5f} is", [told_strength]),
                               ("given the strength of its answer, leaves {:.3f}.", [its_strength]),
                               ("than usual, {:.3f} is left of it, 3% weaker {:.3f}.", [strong, weak]),
-                              ("mean square of 1 there is still {:.3f}:", [usual])):
+                              ("mean square of 1, {:.3f} is left even then:", [usual])):
         assert said_in_the_readme(sentence.format(*figures)), sentence
     small = {at["t"]: at["slope"] for r in kept("no_t-eight-passes") if "by_time" in r and r["epochs"] == 8
              for at in r["by_time"]}

@@ -2188,6 +2188,11 @@ def test_the_readme_has_what_an_ideal_denoiser_does():
                        f"{small[at['t']]:.2f}", f"{at['loss'] - at['loss_told']:.5f}"]
         a = at["alphabar"]
         assert at["formula"] == pytest.approx(1 / (1 + 2048 * a / ((1 - a) * energy)), abs=0.01)
+    curves = [r["kid_by_step"] for r in records if r["what"] == "curve"]
+    assert [len(curve) for curve in curves] == [20, 20]
+    assert all(sorted(curve, reverse=True) == curve for curve in curves)
+    assert said_in_the_readme("from {:.2f} to {:.3f} without the rescue, from {:.2f} to {:.3f} with it.".format(
+        *(kid for curve in curves for kid in (curve[0], curve[-1]))))
     costs = [at["loss"] - at["loss_told"] for at in strength["by_time"]]
     assert said_in_the_readme(f"{min(costs):.4f} to {max(costs):.4f}, about 1 / (2n) = {1 / 2048:.4f}.")
 

@@ -38,8 +38,8 @@ What a network of the lecture's size does (25 passes on an H200, seed 0, 100 ste
 What the best answers that there are do, for 2048 of the images (--ideal; 50 steps, seed 0; results/small/no_t-ideal):
 - Without fresh noise plain DDIM leaves noise with these, too: 29.18. The rescue takes away all of it: 2.04. (Told t,
   the ideal denoiser has 2.13.) With eta 1 there is little to rescue: 2.17, and 1.78 with it.
-- So what fails is never being told t, not only the network. The noise of an image is by luck some 2% stronger or weaker
-  than usual. Without t that is hard to tell from another t, and what is misjudged stays. The rescue mends it because it
+- So what fails is never being told t, not only the network. Without t, noise that is by luck some 2% stronger or weaker
+  is hard to tell from that of another t, and what is misjudged stays. The rescue mends it because lesson 2's network
   takes the luck for the same other t. In the loss all this costs only about 1 / (2 * 1024).
 """
 import argparse
@@ -132,19 +132,21 @@ def ideal(x0):
     energy, pixels = images.square().sum(1), images.shape[1]
     # Times 3% apart where there is little noise (the strength of 1024 numbers can be seen to 2%), later 0.015.
     edges = torch.cat([0.005 * 1.033 ** torch.arange(138), torch.linspace(0.44, 0.999, 38)]).double()
-    grid_times, grid_width = (edges[1:] + edges[:-1]) / 2, edges.diff()
 
-    def one(x, t):                                                         # of one image, flat, as all of them are here
-        times, width = (grid_times, grid_width) if t is None else (t[None], torch.ones(1))
+    def constants(times, width):                                           # each (times, 1)
         weight, deviation = abar(times).sqrt(), (1 - abar(times)).sqrt()   # of image and noise in x_t
         factor = width.log() - pixels * deviation.log()       # logs of the time's probability and the density's height
-        weight, deviation, factor = (value.to(images)[:, None] for value in (weight, deviation, factor))
+        return [value.to(images)[:, None] for value in (weight, deviation, factor)]
+    any_time = constants((edges[1:] + edges[:-1]) / 2, edges.diff())
+
+    def one(x, t):                                                         # of one image, flat, as all of them are here
+        weight, deviation, factor = any_time if t is None else constants(t[None], torch.ones(1))
         distance = x @ x - 2 * weight * (images @ x) + weight ** 2 * energy                # squared, (times, M)
         likely = (factor - distance / (2 * deviation ** 2)).flatten().softmax(0).view_as(distance)
         noise = (likely / deviation).sum() * x - (likely * weight / deviation).sum(0) @ images
         return noise, (likely * 2 * (weight / deviation).log()).sum().sigmoid()            # of the logit's mean
 
-    @functools.lru_cache(maxsize=1)                                        # a sampler asks for both, one by one
+    @functools.lru_cache(maxsize=1)                               # a sampler asks for both; no x_t may change in place
     def ask(x_t, t=None):
         told = [None] * len(x_t) if t is None else torch.as_tensor(t).cpu().double().clamp(min=0.005).expand(len(x_t))
         with torch.autocast("cuda" if x_t.is_cuda else "cpu", enabled=False):   # bfloat16 is too coarse for distances
@@ -314,8 +316,8 @@ def main(argv=None):
     if args.curve: return show_curve(args, find_noise, find_abar, origin, evaluate)
 
     if args.ideal:
-        drawn = shown[torch.randint(len(shown), (args.samples,))] / INPUT_SCALE
-        perfect = {"what": "ideal images, drawn", **evaluate.score(drawn), **origin}
+        drawn = shown[torch.randint(len(shown), (args.samples,), generator=torch.Generator().manual_seed(args.seed))]
+        perfect = {"what": "ideal images, drawn", **evaluate.score(drawn / INPUT_SCALE), **origin}
         save_results(args.folder, [perfect])
         print(f"as many of these images drawn at random, which is what a perfect sampler does: {describe(perfect)}")
     records = [try_rescue(args, find_noise, find_abar, origin, evaluate, *trial) for trial in trials]

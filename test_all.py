@@ -2148,7 +2148,7 @@ def test_the_readme_has_what_an_ideal_denoiser_does():
                               f"has {large['fid']:.2f})")
     assert said_in_the_readme(f"({score(50, 0, 'every')} and {score(50, 1, 'every')}), and as well as one that is told "
                               f"t ({told[0]} and {told[1]}).")
-    assert said_in_the_readme("{} with eta 1, {} with 0.5, {} with 0.".format(
+    assert said_in_the_readme("ideal answers ({}), which do fail with eta 0.5 and 0 ({}, {}).".format(
         *(score(50, eta, "none") for eta in (1, 0.5, 0))))
     assert said_in_the_readme(f"In 100 steps less is left: it scores {score(100, 0, 'none')}, with the rescue "
                               f"{score(100, 0, 'every')}. Told t, the ideal denoiser scores {told[0]}, {told[0.5]} and "
@@ -2156,8 +2156,9 @@ def test_the_readme_has_what_an_ideal_denoiser_does():
     first, (drawn,) = next(iter(ideal.values())), [r for r in records if r["what"] == "ideal images, drawn"]
     assert drawn["network"] == first["network"]
     assert said_in_the_readme(f"drawn at random they score {drawn['fid']:.2f},")
-    assert said_in_the_readme("Medians: {:.3f} as it is, {:.3f} with that".format(
-        *(cause["by_answer"][i]["left_median"] for i in (0, 5))))
+    assert said_in_the_readme("Medians: {:.3f} as it is, {:.3f} with that strength. The worst tenth has {:.2f} and "
+                              "{:.2f} or more.)".format(*(cause["by_answer"][i][key] for key in (
+                                  "left_median", "left_highest_tenth") for i in (0, 5))))
     assert said_in_the_readme(f"costs little: {first['loss'] - first['loss_with_t']:.4f} for the ideal one, ")
     loss = lambda folder, what, size="small", epochs=2, seed=0: next(
         r["loss"] for r in kept(folder, size) if (r["what"], r["epochs"], r["seed"]) == (what, epochs, seed))
@@ -2172,10 +2173,11 @@ def test_the_readme_has_what_an_ideal_denoiser_does():
     assert (left["rescue"], rescued["left"], rescued["images"]) == ("none", 0, 512)
     assert said_in_the_readme("of 512 images the tenth with the strongest keeps {:.2f}, the weaker half "
                               "{:.2f}.)".format(left["left_strongest_tenth"], left["left_weakest_half"]))
-    drawn, usual, weak, strong, told_strength, its_strength, _ = (at["left"] for at in cause["by_answer"])
+    as_it_is, usual, weak, strong, told_strength, its_strength, _ = (at["left"] for at in cause["by_answer"])
     assert (cause["images"], cause["sampler"]) == (256, "ddim, 50 steps, eta 0")
-    for sentence, figures in (("leaves residual noise of {:.3f} (root", [drawn]), ("has, {:.5f} is", [told_strength]),
-                              ("given the strength of its answer, leaves {:.3f}.", [its_strength]),
+    for sentence, figures in (("leaves residual noise of {:.3f} (root", [as_it_is]),
+                              ("of one told t, {:.5f} is", [told_strength]),
+                              ("scaled to its strength, leaves {:.3f}.", [its_strength]),
                               ("than usual, {:.3f} is left of it, 3% weaker {:.3f}.", [strong, weak]),
                               ("mean square of 1, {:.3f} is left even then:", [usual])):
         assert said_in_the_readme(sentence.format(*figures)), sentence
@@ -2198,6 +2200,8 @@ def test_the_readme_has_what_an_ideal_denoiser_does():
 
 
 def test_the_readme_has_lesson_3_with_x_t_passed_on():
+    usual = [[r["fid"] for r in kept(folder) if no_t.label(r) == "no t, 50 steps, eta 1, rescue none"][0]
+             for folder in ("no_t", "no_t-seed-1")]
     for seed, folder in (1, "no_t-x_t-passed-on-seed-1"), (0, "no_t-x_t-passed-on"):
         rescued, plain, rescued_still, plain_still = kept(folder)
         assert [(r["eta"], r["rescue"], r["clip"], r["epochs"], r["seed"], r["answer"], r["steps"]) for r in (
@@ -2206,17 +2210,14 @@ def test_the_readme_has_lesson_3_with_x_t_passed_on():
         assert len({r["weights"] for r in (rescued, plain, rescued_still, plain_still)}) == 1
         assert rescued["border"] < 2 / math.sqrt(2048)                     # that of one image all white
         if seed: assert said_in_the_readme(
-            f"{rescued['fid']:.2f} with the rescue and {plain['fid']:.2f} without, and without fresh noise "
-            f"{rescued_still['fid']:.2f} and {plain_still['fid']:.2f}.")
+            f"{rescued['fid']:.2f} with the rescue, plain {plain['fid']:.2f} (the usual network's {usual[1]:.1f}), and "
+            f"without fresh noise {rescued_still['fid']:.2f} and {plain_still['fid']:.2f}.")
     assert said_in_the_readme(
         f"at every step it scores {rescued['fid']:.2f} (residual noise {rescued['border']:.3f}, no image all white), "
         f"without fresh noise {rescued_still['fid']:.2f}, where plain DDIM has {plain_still['fid']:.2f} "
         f"({plain_still['border']:.3f}): there")
-    usual = [[r["fid"] for r in kept(folder) if no_t.label(r) == "no t, 50 steps, eta 1, rescue none"][0]
-             for folder in ("no_t", "no_t-seed-1")]
     assert said_in_the_readme(
-        f"(plain {plain['fid']:.2f}), and plain DDIM is worse than the usual network's {usual[0]:.1f} and "
-        f"{usual[1]:.1f}.")
+        f"(plain {plain['fid']:.2f}), and plain DDIM is worse than the usual network's {usual[0]:.1f}.")
     assert said_in_the_readme(
         f"after two passes: {rescued['fid']:.1f} with the rescue at every step, and {rescued_still['fid']:.1f} instead "
         f"of {plain_still['fid']:.1f} without fresh noise.")

@@ -20,18 +20,15 @@ What the small network does (one pass, seed 0, real images score 1.12; results/s
 - On our scale FID hardly sees which solver is used. Without fresh noise all score 30.9 (LMS) to 32.1, though the median
   image ends 0.002 from the exact end after 50 steps of Heun and 0.059 after 20 of Euler. FID measures the network.
   (Trained for eight passes, on another machine, it scores 8.05 by LMS: results/small/passes.)
-- Fresh noise helps: the ancestral sampler scores 29.4 with eta 0.5 in 100 steps, 27.4 with eta 1 in 50.
-- So does --sig-data 0.66, twice the true value: 28.4. It does not matter whether the network is told sigma or its
-  logarithm (--log-sigma: 30.9), and to take the images' mean off gains nothing (--centre: 34.6).
+- Fresh noise helps: the ancestral sampler scores 29.4 with eta 0.5 in 100 steps, 27.4 with eta 1 in 50. So does
+  --sig-data 0.66, twice the true value: 28.4.
 
-What a network of the lecture's size does (25 passes on a GPU, seed 0; results/lecture/karras and karras-rate):
+What a network of the lecture's size does (25 passes on a GPU, seed 0; results/lecture/karras, karras-sig-data-0.66):
 - Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse.
 - With --sig-data 0.66 --lr 4e-3 LMS scores 3.33 and DPM++ 3.14 in 20 steps, 100 ancestral steps with eta 1 score 2.31
-  (results/lecture/karras-sig-data-0.66; with another seed 3.09, 3.03 and 2.78). With the lower rate alone DPM++ has
-  4.28. With sig_data alone, at the lecture's peak rate of 1e-2, training collapsed.
+  (with another seed 3.09, 3.03 and 2.78). With sig_data alone, at the lecture's peak rate of 1e-2, training collapsed.
 - On this scale lesson 1's network is ahead of the lecture's recipe in 50 evaluations: DDIM scores 3.11, ancestral steps
-  5.09 (another seed 4.31). Where the classifier sees images in -0.5..0.5, as in the lecture, the recipe's LMS beats
-  that DDIM, 1.42 to 2.29 (the other seed), but not DDIM with eta 0.5, 0.98.
+  5.09 (README.md, "Karras or cosine").
 """
 import math
 

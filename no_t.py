@@ -16,16 +16,11 @@ What the small network does (two passes, seed 0, 50 steps, eta 1; results/small/
 - The losses are as close as the lecture's: 0.0389 without t, 0.0383 with it. Plain DDIM scores 14.8, lesson 1 11.0.
 - The lecture's rescue makes that worse, 47.3: some images end all white or all black. Where an image's noise happens
   to be a little too strong, the small denoiser does not find all of it, and the predicted alphabar is lower; that
-  magnifies x_0_hat, with what was missed in it, and makes x_t noisier still (--trace). After eight passes it is no
-  different, 38.65, but 5.73 if the answer is scaled with the noise (two lines changed, which after two passes undo
-  only a part: results/README.md).
-- If the rescue begins at t = 0.7, it works: 12.5 (--rescue late). With another seed it gains next to nothing
-  (results/small/no_t-seed-1).
+  magnifies x_0_hat, with what was missed in it, and makes x_t noisier still (--trace). More training does not help,
+  two more lines do (results/README.md, "Why the small network's rescue explodes").
+- If the rescue begins at t = 0.7, it works: 12.5 (--rescue late). With another seed it gains next to nothing.
 - A bound at the range of images (--clip 1) stops this feedback: 16.6 with the rescue, 28.5 without it. But the bound
-  costs more than the rescue gains. All steps but the last do the work: 15.5 with the rescue at all of these, 29.3 with
-  it at the last alone (both with --clip 1).
-- If the abar_t that sets a step's fresh noise is predicted, too, few images are lost: 14.1 instead of 57.9, by a
-  network that scores 16.2 without the rescue (one line changed; results/small/no_t-both-predicted).
+  costs more than the rescue gains.
 - The lecture saw KID get worse for a while during sampling. In 20 steps ours falls at every step except the rescue's
   last, at t = 0: there lesson 2's network takes the clean image for a slightly noisy one (--curve).
 
@@ -38,9 +33,9 @@ What a network of the lecture's size does (25 passes on an H200, seed 0, 100 ste
 What the best answers that there are do, for 2048 of the images (--ideal; 50 steps, seed 0; results/small/no_t-ideal):
 - Without fresh noise plain DDIM leaves noise with these, too: 29.18. The rescue takes away all of it: 2.04. (Told t,
   the ideal denoiser has 2.13.) With eta 1 there is little to rescue: 2.17, and 1.78 with it.
-- So what fails is never being told t, not only the network. Without t, noise that is by luck some 2% stronger or weaker
-  is hard to tell from that of another t, and what is misjudged stays. The rescue mends it because lesson 2's network
-  takes the luck for the same other t. In the loss all this costs only about 1 / (2 * 1024).
+- So it is not the network's fault alone. Without t, noise that is by luck some 2% stronger or weaker is hard to tell
+  from that of another t, and what is misjudged stays. The rescue mends it because lesson 2's network takes the luck for
+  the same other t.
 """
 import argparse
 import functools

@@ -129,8 +129,7 @@ def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
     """From standard normal x (N, 1, H, W) along the times ts: yields (x_0_hat, x_t) after every step.
 
     find_noise(x_t, t): any estimate of the noise in x_t at time t. The last call, at t = 0, changes nothing; it is the
-    lecture's, and lesson 3 has a use for it. (If you ask a network for x0 instead, and divide by sqrt(1 - abar) to have
-    the noise, that is 0 / 0 there.)
+    lecture's, and lesson 3 has a use for it.
     """
     ts = ts.tolist()
     for t, t1 in zip(ts, ts[1:]):
@@ -143,19 +142,19 @@ def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
 # skip it on a first reading. Dial one is the schedule, gamma(t) in the paper: our alphabar. Dial two is b, a number to
 # scale the images with: less image in the same noise.
 
-# gamma's curve, as it falls or rises from u = start to end; its inverse; start and end, if nothing else is asked for.
-SCHEDULES = {"linear": (lambda u, tau: 1 - u, lambda y, tau: 1 - y, 0.0, 1.0),
-             "cosine": (lambda u, tau: abar(u) ** tau, lambda y, tau: inv_abar(y.clamp(0, 1) ** (1 / tau)), 0.0, 1.0),
-             "sigmoid": (lambda u, tau: (u / tau).sigmoid(), lambda y, tau: y.logit() * tau, -3.0, 3.0)}
+# gamma's curve, as it falls or rises from u = start to end; start and end, if nothing else is asked for.
+SCHEDULES = {"linear": (lambda u, tau: 1 - u, 0.0, 1.0),
+             "cosine": (lambda u, tau: abar(u) ** tau, 0.0, 1.0),
+             "sigmoid": (lambda u, tau: (u / tau).sigmoid(), -3.0, 3.0)}
 
 
 def noise_schedule(name="cosine", start=None, end=None, tau=None):
-    """-> (gamma(t), its inverse), from 1 at t = 0 to 0 at t = 1, cut off at 1e-9 (Chen 2023, section 2.1).
+    """-> gamma(t), from 1 at t = 0 to 0 at t = 1, cut off at 1e-9 (Chen 2023, section 2.1).
 
     name: one of SCHEDULES. The piece of its curve from start to end is stretched to run from 1 to 0. tau (default 1)
     bends the curve of cosine and sigmoid; linear has no parameters. Raises Problem for those that make no schedule.
     """
-    curve, inverse, *ends = SCHEDULES[name]
+    curve, *ends = SCHEDULES[name]
     if name == "linear" and any(parameter is not None for parameter in (start, end, tau)):
         raise Problem("--start, --end and --tau belong to --schedule cosine or sigmoid")
     start, end, tau = (usual if given is None else given for given, usual in zip((start, end, tau), (*ends, 1.0)))
@@ -165,8 +164,7 @@ def noise_schedule(name="cosine", start=None, end=None, tau=None):
         raise Problem(f"--start {start:g}, --end {end:g}: cosine is cut from 0 to 1")
     first, last = (float(curve(torch.tensor(u), tau)) for u in (start, end))
     if first == last: raise Problem(f"--start {start:g}, --end {end:g}, --tau {tau:g}: that piece of the curve is flat")
-    gamma = lambda t: ((last - curve(start + torch.as_tensor(t) * (end - start), tau)) / (last - first)).clamp(1e-9, 1)
-    return gamma, lambda a: (inverse(last - torch.as_tensor(a) * (last - first), tau) - start) / (end - start)
+    return lambda t: ((last - curve(start + torch.as_tensor(t) * (end - start), tau)) / (last - first)).clamp(1e-9, 1)
 
 
 def unit_variance(x_t):
@@ -195,8 +193,6 @@ def pooled(x0, k, t, abar=abar):
 # The lecture's own FIDs with eta 1, on a scale where its real images scored 1.9 to 2.6; in brackets, multiples of that.
 LECTURE = {"ddim, 100 steps, eta 1": "3.29, 3.10 (1.2..1.7 x)", "ddim, 50 steps, eta 1": "4.40 (1.7..2.3 x)"}
 
-COSINE = ("cosine", None, None, None)                                     # name, start, end, tau
-
 # steps, eta, spacing, and a bound on the estimate in units of b: 1 is the range of the images. The lecture's notebook
 # of this lesson bounds it at 3; here None means no bound.
 COMPARED = [(100, 1.0, "uniform", None), (50, 1.0, "uniform", None), (50, 0.5, "uniform", None),
@@ -213,9 +209,12 @@ def show_noising(folder, x0, abar, input_scale, seed):
          title="x_t by t, shown at one brightness").save(folder / "noised.png")
 
 
-def network(args, x0, schedule=COSINE, input_scale=0.5, normalise=False):
-    """2. This lesson's network for images x0 in -b..b, trained or loaded -> the network, and its origin."""
-    abar, _ = noise_schedule(*schedule)
+def network(args, x0, schedule=("cosine", None, None, None), input_scale=0.5, normalise=False):
+    """2. This lesson's network for images x0 in -b..b, trained or loaded -> the network, and its origin.
+
+    schedule: what noise_schedule is called with.
+    """
+    abar = noise_schedule(*schedule)
 
     def question(x0):
         (x_t, t), noise = noisify(x0, abar=abar)
@@ -270,7 +269,7 @@ def show_dials(folder, image, seed):
     t = torch.linspace(0.001, 0.999, 200)
     families = [("linear",), ("cosine",), ("cosine", 0.2), ("cosine", None, None, 2), ("sigmoid",), ("sigmoid", 0),
                 ("sigmoid", None, None, 0.5)]
-    curves = [(schedule_label(family), noise_schedule(*family)[0](t)) for family in families]
+    curves = [(schedule_label(family), noise_schedule(*family)(t)) for family in families]
     shifted = [(f"b = {b:g}", t, log_snr(abar(t)) + 2 * math.log(b), "line") for b in (1, 0.5, 0.3)]
     beside([plot([(name, t, gamma, "line") for name, gamma in curves], "noise schedules", "t", "alphabar"),
             plot([(name, t, log_snr(gamma), "line") for name, gamma in curves], "the same", "t", "log SNR"),
@@ -307,7 +306,7 @@ def main(argv=None):
         parser.error("--compare sets these itself: --steps, --eta, --spacing, --clip")
     trial = (args.steps or 100, 1.0 if args.eta is None else args.eta, args.spacing or "uniform", args.clip)
     args.dials = (args.schedule, args.start, args.end, args.tau)
-    gamma, _ = noise_schedule(*args.dials)                                 # abar, unless a dial is turned
+    gamma = noise_schedule(*args.dials)                                    # abar, unless a dial is turned
     settle(parser, args)
     args.data = find_data(args.data, args.data_dir)
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.count)

@@ -521,6 +521,7 @@ def main(argv=None):
     if args.retrain and args.samples: parser.error("--retrain samples nothing: leave out --samples")
     if not args.retrain and (args.epochs or args.batch_size or args.lr):
         parser.error("--epochs, --batch-size and --lr belong to --retrain")
+    if args.batch_size == 1: parser.error("--batch-size 1: batch norm needs two images at least")
     settle(parser, args)
     if args.retrain: return retrain(args)
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.folder, args.count)

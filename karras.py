@@ -261,7 +261,8 @@ def sample(sampler, denoise, noise, sigs, **options):
 
 
 def evaluations(name, steps):
-    """How often a sampler calls the network: its cost. Counted in a trial run, so it is right for yours too."""
+    """How often a sampler calls the network: its cost. Counted in a trial run, so it is right for yours too, unless the
+    answers decide how often you ask."""
     asked = []
     noise = torch.zeros(1, 1, 32, 32)
     end = sample(SAMPLERS[name], lambda x, sig: asked.append(sig) or x, noise, sigmas_karras(steps))

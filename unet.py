@@ -581,7 +581,7 @@ def flags(lesson, description):
     add("--epochs", type=number(int, 1, 100_000), help="passes over the training images")
     add("--batch-size", type=number(int, 1, 60_000), help="images in a training step")
     add("--lr", type=number(float, 1e-9, 1e3), help="peak learning rate")
-    add("--samples", type=number(int, 2, 60_000), help="images to sample and score")
+    add("--samples", type=number(int, 2, 60_000), help="images to sample and score (lesson 2 samples none)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights, training and sampling (default 0)")
     add("--device", default="auto", help="cuda, mps, cpu (default: the first of them that is there)")
     add("--data", choices=("auto", "fashion", "drawn"), default="auto",

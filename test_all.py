@@ -1739,8 +1739,8 @@ def test_the_overview_has_the_lessons_scores():
     halved = next(r for r in kept("half-range", "lecture")
                   if (r["range"], r["what"], r["seed"]) == (0.5, "lms, 20 steps", 0))
     assert said_in_the_readme(f"The large network scores {lms['fid']:.2f}.") and said_in_the_readme(
-        f"the large network's LMS [has {halved['fid']:.2f}](results/README.md#two-scales-in-full), where real images have "
-        f"{halved['floor']:.2f} (the lecture: 1.76 and 0.50).")
+        f"the large network's LMS [has {halved['fid']:.2f}](results/README.md#two-scales-in-full), where real images "
+        f"have {halved['floor']:.2f} (the lecture: 1.76 and 0.50).")
 
 
 def test_what_came_out_is_what_the_large_networks_scored():

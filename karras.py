@@ -19,7 +19,7 @@ near 1.
 What the small network does (one pass, seed 0, real images score 1.12; results/small/karras-one-pass):
 - On our scale FID hardly sees which solver is used. Without fresh noise all score 30.9 (LMS) to 32.1, though the median
   image ends 0.002 from the exact end after 50 steps of Heun and 0.059 after 20 of Euler. FID measures the network.
-  (Trained for eight passes, on another machine, it scores 8.05 by LMS, with another seed 8.99: results/small/passes.)
+  (Trained for eight passes, on another machine, three seeds score 8.05 to 8.99 by LMS: results/small/passes.)
 - Fresh noise helps: the ancestral sampler scores 29.4 with eta 0.5 in 100 steps, 27.4 with eta 1 in 50. So does
   --sig-data 0.66, twice the true value: 28.4.
 

@@ -17,7 +17,7 @@ What the small network does (two passes, seed 0, 50 steps, eta 1; results/small/
 - The lecture's rescue makes that worse, 47.3: some images end all white or all black. Where an image's noise happens
   to be a little too strong, the small denoiser does not find all of it, and the predicted alphabar is lower; that
   magnifies x_0_hat, with what was missed in it, and makes x_t noisier still (--trace). More training alone does not
-  help, with two more lines in the sampler it does (results/README.md, "Why the small network's rescue explodes").
+  help; two more lines in the sampler do (results/README.md, "Why the small network's rescue explodes").
 - If the rescue begins at t = 0.7, it works: 12.5 (--rescue late). With another seed it gains next to nothing.
 - A bound at the range of images (--clip 1) stops this feedback: 16.6 with the rescue, 28.5 without it. But the bound
   costs more than the rescue gains.

@@ -2016,9 +2016,12 @@ def test_the_readme_has_why_the_small_networks_rescue_explodes():
         for eta in (1, 0) for rescue in ("none", "every"))
     with_t, with_t_too = (next(r for r in kept(folder) if (r["what"], r["steps"], r["eta"]) == ("ddim", 50, 1))
                           for folder in ("passes", "passes-seed-1"))
-    again = {(f"eta {r['eta']:g}, rescue {r['rescue']}", r.get("answer")): r for r in kept("no_t-eight-passes-seed-1")}
+    *others, strength_too = kept("no_t-eight-passes-seed-1")
+    again = {(f"eta {r['eta']:g}, rescue {r['rescue']}", r.get("answer")): r for r in others}
+    bright_too = again["eta 0, rescue every", "follows, its mean too"]
     assert {(r["epochs"], r["steps"], r["seed"], r["samples"], r["clip"]) for r in again.values()} == {
-        (8, 50, 1, 2048, 4.0)} and len({(r["weights"], r["predictor"]) for r in again.values()}) == 1
+        (8, 50, 1, 2048, 4.0)} and len({r["predictor"] for r in others}) == 1 and len(again) == 10
+    assert {r["weights"] for r in others} == {strength_too["weights"]}
     for header, known, count in (
             ("lesson 3, small, eight passes", lambda name, how: tried.get((f"no t, 50 steps, {name}", True, how)), 12),
             ("lesson 3, eight passes, seed 1", lambda name, how: again.get((name, how)), 5)):
@@ -2044,13 +2047,21 @@ def test_the_readme_has_why_the_small_networks_rescue_explodes():
              "{:.1f};", before[0], plain[0], every[0], before[1]),
             ("it scores {:.2f} instead of {:.2f}, by seed 1 {:.2f} instead of {:.2f}. With fresh noise plain DDIM "
              "leaves it nothing to gain ({:.2f} and {:.2f}, where by KID it loses a little; by seed 1 {:.2f} "
-             "and {:.2f}), and is level with the network that is told t ({:.2f}, by seed 1 {:.2f},", saved[1], still[1], saved_too[1],
-             still_too[1], every[1], plain[1], every_too[1], plain_too[1], with_t, with_t_too),
+             "and {:.2f}), and is level with the network that is told t ({:.2f}, by seed 1 {:.2f},", saved[1], still[1],
+             saved_too[1], still_too[1], every[1], plain[1], every_too[1], plain_too[1], with_t, with_t_too),
             ("and the score is {:.2f}.", other),
             ("these lines bring {:.2f} to {:.2f}, by seed 1 {:.2f} to {:.2f}.", *still, *still_too),
             ("scores {:.2f} after eight passes.", predicted)):
         assert said_in_the_readme(sentence.format(*(r["fid"] for r in shown))), sentence
-    assert said_in_the_readme(f"and residual noise is {saved_too[1]['border']:.3f}.")
+    slopes = [at["slope"] for at in strength_too["by_time"] if at["t"] >= 0.8]
+    _, one_lost, lost, none_lost = strength_too["lost"].values()
+    assert [one_lost["lost"], none_lost["lost"]] == [1, 0] and none_lost["of"] == lost["of"] == one_lost["of"] == 1024
+    assert said_in_the_readme(
+        f"of 1024 one with eta 1 and {lost['lost']} without fresh noise. It is not the strength: the slope is "
+        f"{min(slopes):.2f} to {max(slopes):.2f}. These {lost['lost']} had noise that was too bright, "
+        f"{lost['mean_at_step_2_lost']:.3f} at the second step")
+    assert said_in_the_readme(f"score is {bright_too['fid']:.2f} instead of {saved_too[1]['fid']:.2f} (residual noise "
+                              f"{bright_too['border']:.3f} instead of {saved_too[1]['border']:.3f}).")
     assert [(r["epochs"], r["seed"], r["rescue"], r["eta"], r.get("answer"), r["weights"]) for r in
             (short, short_followed)] == [(2, 1, "every", 1, changed, short["weights"]) for changed in (None, "follows")]
     assert said_in_the_readme("scores {:.2f} instead of {:.2f}, and some images are still lost (residual noise {:.3f} "

@@ -48,7 +48,8 @@ def abar(t):
 
 
 def inv_abar(a):
-    """The t in [0, 1] whose alphabar is a. This is abar solved for t: root, inverse cosine, times 2 / pi."""
+    """The t in [0, 1] whose alphabar is a. This is abar solved for t (root, inverse cosine, times 2 / pi): change both
+    or neither."""
     return torch.as_tensor(a).clamp(0, 1).sqrt().acos() * (2 / math.pi)
 
 
@@ -151,9 +152,11 @@ SCHEDULES = {"linear": (lambda u, tau: 1 - u, 0.0, 1.0),
 def noise_schedule(name="cosine", start=None, end=None, tau=None):
     """-> gamma(t), from 1 at t = 0 to 0 at t = 1, cut off at 1e-9 (Chen 2023, section 2.1).
 
-    name: one of SCHEDULES. The piece of its curve from start to end is stretched to run from 1 to 0. tau (default 1)
-    bends the curve of cosine and sigmoid; linear has no parameters. Raises Problem for those that make no schedule.
+    name: one of SCHEDULES; cosine with no parameters is abar as it stands above. Otherwise the piece of the curve from
+    start to end is stretched to run from 1 to 0. tau (default 1) bends the curve of cosine and sigmoid; linear has no
+    parameters. Raises Problem for those that make no schedule.
     """
+    if (name, start, end, tau) == ("cosine", None, None, None): return lambda t: abar(t).clamp(1e-9, 1)
     curve, *ends = SCHEDULES[name]
     if name == "linear" and any(parameter is not None for parameter in (start, end, tau)):
         raise Problem("--start, --end and --tau belong to --schedule cosine or sigmoid")

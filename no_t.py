@@ -93,7 +93,7 @@ RESCUES = {"none": lambda t: False, "every": lambda t: True, "last": lambda t: t
 
 
 def sample(find_noise, find_abar, x, ts, eta=1.0, clip=CLIP * INPUT_SCALE, rescue="every"):
-    """Lesson 1's sample with a network that is not told t: yields (x_0_hat, x_t, abar_hat or None) after every step.
+    """Lesson 1's sample with a network that is not told t: yields (x_0_hat, x_t) after every step.
 
     find_noise(x_t), find_abar(x_t) -> alphabar (N,). Where the rescue is on, the prediction abar_hat replaces the
     schedule's abar(t) in the estimate of the clean image, and nowhere else: so the noise that is there is removed, not
@@ -104,7 +104,7 @@ def sample(find_noise, find_abar, x, ts, eta=1.0, clip=CLIP * INPUT_SCALE, rescu
     for t, t1 in zip(ts, ts[1:]):
         abar_hat = near_median(find_abar(x)) if RESCUES[rescue](t) else None
         x_0_hat, x = ddim_step(x, find_noise(x), abar(t), abar(t1), eta, clip, abar_hat)
-        yield x_0_hat, x, abar_hat
+        yield x_0_hat, x
 
 
 # ---------------------------------------------------------------------------------------------- ideal networks
@@ -174,7 +174,7 @@ def label(record):
 def show_losses(args, origin):
     """1. The loss, beside that of lesson 1's network, if that was trained here with the same recipe."""
     same = ("schedule", "normalise", "size", "seed", "data", "epochs", "batch_size", "lr", "input_scale")
-    ours = vars(args) | origin | {"schedule": "cosine", "normalise": False}
+    ours = vars(args) | origin | {"schedule": "cosine", "normalise": False, "input_scale": INPUT_SCALE}
     with_t = [r["loss"] for r in read_results(args.out_dir / "cosine_ddim") if all(r.get(k) == ours[k] for k in same)]
     print(f"loss of the last 100 steps without t {origin['loss']:.4f}, with t "
           + (f"{with_t[-1]:.4f}" if with_t else "not known: lesson 1's network was not trained here by this recipe")
@@ -199,13 +199,14 @@ def try_rescue(args, find_noise, find_abar, origin, evaluate, rescue, eta, clip)
     """2. Sample, score and draw the clothes -> the record of it, which is in results.json too."""
     def sampler(noise):
         ts, bound = timesteps(args.steps), clip * INPUT_SCALE
-        for _, x, _ in sample(find_noise, find_abar, noise, ts, eta, bound, rescue): pass
+        for _, x in sample(find_noise, find_abar, noise, ts, eta, bound, rescue): pass
         return x / INPUT_SCALE
     images, seconds = generate(sampler, args.samples, args.seed, args.device, batch=BATCH)
     asked = sum(map(RESCUES[rescue], timesteps(args.steps)[:-1].tolist()))
     record = {"what": "ideal" if args.ideal else "no t", "steps": args.steps, "evaluations": args.steps,
               "predictions": asked, "eta": eta, "rescue": rescue, "clip": clip, "batch": BATCH,
               **evaluate.score(images), "sample_seconds": round(seconds, 1), **origin}
+    if rescue == "none": record["predictor"] = None                        # lesson 2's network was not asked
     report(label(record), record, images, args.folder)
     return record
 
@@ -217,7 +218,7 @@ def show_curve(args, find_noise, find_abar, origin, evaluate):
         def sampler(noise):
             ts, bound = timesteps(args.steps), args.clip * INPUT_SCALE
             path = sample(find_noise, find_abar, noise, ts, args.eta, bound, rescue)
-            return torch.stack([x_0_hat.float().cpu() for x_0_hat, *_ in path], 1) / INPUT_SCALE
+            return torch.stack([x_0_hat.float().cpu() for x_0_hat, _ in path], 1) / INPUT_SCALE
         estimates, _ = generate(sampler, args.samples, args.seed, args.device, batch=BATCH)
         strips.append(estimates[:3].flatten(0, 1).clone())
         scores = []
@@ -249,7 +250,7 @@ def show_trace(args, find_noise, find_abar):
 
     def sampler(noise):
         x, path = noise, sample(find_noise, find_abar, noise, ts, args.eta, args.clip * INPUT_SCALE, args.rescue)
-        for i, (t, (x_0_hat, x_next, _)) in enumerate(zip(ts.tolist(), path)):
+        for i, (t, (x_0_hat, x_next)) in enumerate(zip(ts.tolist(), path)):
             pred = find_abar(x)
             print(f"{i + 1:4d}  {t:5.3f}  {float(abar(t)):15.4f} {pred.min():7.4f} {pred.median():8.4f} "
                   f"{pred.max():8.4f}  {x.min():10.2f} {x.max():7.2f}  {x_0_hat.min():13.2f} {x_0_hat.max():7.2f}")
@@ -288,7 +289,7 @@ def main(argv=None):
     args.clip = args.clip or CLIP
     settle(parser, args)
     read_results(args.out_dir / "cosine_ddim")                             # damaged? better found now
-    args.data, args.input_scale = find_data(args.data, args.data_dir), INPUT_SCALE
+    args.data = find_data(args.data, args.data_dir)
     if not args.trace:
         evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.count)
     x0 = fashion_mnist(args.data_dir, True, args.data, args.count)[0].mul_(INPUT_SCALE)
@@ -297,10 +298,12 @@ def main(argv=None):
         shown, ask, origin = ideal_networks(args, x0)
         find_noise, find_abar = (lambda x_t: ask(x_t)[0]), (lambda x_t: ask(x_t)[1])
     else:
-        print("lesson 2's network, which predicts alphabar:")
-        its_own = argparse.Namespace(**vars(args) | dict(epochs=None, batch_size=None, lr=None, retrain=False))
-        tmodel, its_origin = noise_pred.network(its_own, x0)
-        print("the denoiser that is never told t:")
+        its_origin = {"weights": None}
+        if args.rescue != "none" or args.trace:
+            print("lesson 2's network, which predicts alphabar:")
+            its_own = argparse.Namespace(**vars(args) | dict(epochs=None, batch_size=None, lr=None, retrain=False))
+            tmodel, its_origin = noise_pred.network(its_own, x0)
+            print("the denoiser that is never told t:")
         model, origin = train(args, "no_t", RECIPE, noisify, x0, input_scale=INPUT_SCALE)
         origin["predictor"] = its_origin["weights"]
         show_losses(args, origin)

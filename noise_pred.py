@@ -71,17 +71,6 @@ INPUT_SCALE = 0.5               # images in -0.5..0.5, as in all lessons
 LEVELS = (0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999)
 
 
-class Constant(torch.nn.Module):
-    """A network with nothing to learn: it always answers the same."""
-
-    def __init__(self, answer):
-        super().__init__()
-        self.answer = torch.nn.Parameter(torch.tensor([[float(answer)]]), requires_grad=False)
-
-    def forward(self, x):
-        return self.answer.expand(len(x), 1)
-
-
 def guess(model, x0, al_t=None, target="logit"):
     """Noise the images x0 (N, 1, H, W) -> the network's answers (N,), the right ones (N,), and the noised images."""
     torch.manual_seed(0)                                                   # the same noise for every network
@@ -103,12 +92,12 @@ def show_baselines(x0):
     If alphabar is drawn uniformly, its logit has mean 0 and variance pi^2 / 3 = 3.29, the loss of a constant 0. The
     lecture's 3.5 belongs to its other constant, 0.5, which costs 0.25 more.
     """
-    _, batch = noisify(x0[:512])
+    _, actual = noisify(x0)
+    batch = actual[:512]
     for answer, expected in ((0.0, math.pi ** 2 / 3), (0.5, math.pi ** 2 / 3 + 0.25)):
-        pred, actual, _ = guess(Constant(answer), x0)
-        print(f"always answering {answer:g}: loss {flat_mse(pred, actual):.2f} in a pass over {len(x0)} test images, "
-              f"{F.mse_loss(torch.full_like(batch, answer), batch):.2f} on a batch, {expected:.2f} expected"
-              + (" (the lecture's 3.5)" if answer == 0.5 else ""))
+        on_all, on_batch = (F.mse_loss(torch.full_like(logit, answer), logit) for logit in (actual, batch))
+        print(f"always answering {answer:g}: loss {on_all:.2f} over {len(actual)} test images, {on_batch:.2f} on a "
+              f"batch, {expected:.2f} expected" + (" (the lecture's 3.5)" if answer == 0.5 else ""))
     column = batch[:, None]                                                # the right answer, as a network shapes it
     print(f"the right answer as (N, 1) against (N,): {(column - batch).square().mean():.2f} where (N, N) differences "
           f"are averaged, {flat_mse(column, batch):.2f} flattened")

@@ -227,7 +227,7 @@ def attend(q, k, v):
     if q.device.type != "cpu": return F.scaled_dot_product_attention(q, k, v)
     pixels, d = q.shape[-2:]
     # On a CPU the fused kernels' backward pass is slow in bfloat16. So where pixels are few for the width of a head,
-    # the formula is used as it stands (its cost grows with pixels squared); elsewhere the kernels, in float32.
+    # the formula is used as it stands (it stores pixels squared numbers a head); elsewhere the kernels, in float32.
     if q.dtype == torch.bfloat16 and pixels <= 8 * d:
         return (q * d ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(q.dtype) @ v
     with torch.autocast("cpu", enabled=False):
@@ -258,9 +258,8 @@ def step_seed(seed, step):
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
-def edited_since(path, seconds, remedy):
-    """What to say of scripts that changed after a checkpoint's training began, `seconds` before it was written."""
-    began = path.stat().st_mtime - seconds
+def edited_since(began, remedy):
+    """What to say of scripts that changed after a training began, at the time `began`."""
     names = [file.name for file in sorted(Path(__file__).parent.glob("*.py"))
              if file.stat().st_mtime > began and not file.name.startswith("test_")]
     return f" ({', '.join(names)} changed since: if its training did, {remedy})" if names else ""
@@ -274,6 +273,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     """The one training loop: Adam under a one-cycle rate (Smith 2018), everything resident on the model's device.
 
     noisify(x0) -> (inputs, target), or noisify(x0, labels) where labels are given; inputs is a tuple: model(*inputs).
+    optimizer: torch.optim.Adam or AdamW, the rest of its settings filled in.
     images: (N, 1, H, W), taken in batches of batch_size; an epoch's incomplete last batch is left out. amp: bfloat16
     where the device gains by it (see mixed_precision), compiled on a GPU; without amp plain float32, not compiled.
     path: where the finished network is kept and found again; an unfinished one is beside it, as .part (.retrain with
@@ -288,22 +288,24 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     model.to(memory_format=torch.contiguous_format if channels_first else torch.channels_last)
     settings = json.loads(json.dumps(settings or {}))                      # plain values only: tuples become lists
     if path and path.exists() and not retrain:
-        state = load_checkpoint(path, settings, needs=("model", "losses", "seconds", "device"))
+        state = load_checkpoint(path, settings, needs=("model", "losses", "seconds", "began", "device"))
         restore(model.eval(), state["model"], path)
-        print(f"using the network trained before, {path}" + edited_since(path, state["seconds"], "--retrain"))
+        print(f"using the network trained before, {path}" + edited_since(state["began"], "--retrain"))
         return {key: state.get(key) for key in ("losses", "seconds", "first_step", "device")}
 
     batch_size = min(batch_size, len(images))
     per_epoch = len(images) // batch_size
     total = epochs * per_epoch
     optim = optimizer(model.parameters(), lr=lr, fused=device.type in ("cpu", "cuda"))
+    # The rate climbs for the first 30% of the steps, then falls to next to nothing; Adam's first beta goes the other
+    # way, from 0.95 to 0.85 and back.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optim, max_lr=lr, total_steps=total)
-    losses, step, seconds_before, first_step = torch.zeros(total), 0, 0.0, None
+    losses, step, seconds_before, first_step, began = torch.zeros(total), 0, 0.0, None, time.time()
     part = path and path.with_suffix(".retrain" if retrain else ".part")
     if part and part.exists():
-        losses, step, seconds_before, first_step = resume(part, settings, model, optim, schedule)
+        losses, step, seconds_before, first_step, began = resume(part, settings, model, optim, schedule)
         print(f"continuing at step {step} of {total}, from {part}"
-              + edited_since(part, seconds_before, "delete that file"))
+              + edited_since(began, "delete that file"))
     elif path:
         print(f"training on {device_name(device)}: {total} steps of {batch_size} images")
     losses, resumed_at, started = losses.to(device), step, time.time()
@@ -351,7 +353,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             if part and now - last_saved > SAVE_EVERY:
                 check_losses()
                 save_atomically({"settings": settings, "step": step, "losses": losses.cpu(),
-                                 "seconds": seconds_before + now - started, "first_step": first_step,
+                                 "seconds": seconds_before + now - started, "first_step": first_step, "began": began,
                                  "model": model.state_dict(), "optimizer": optim.state_dict(),
                                  "schedule": schedule.state_dict()}, part)
                 last_saved = time.time()
@@ -362,7 +364,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     record = {"losses": losses.cpu(), "seconds": seconds_before + time.time() - started, "first_step": first_step,
               "device": device_name(device)}
     if path:
-        save_atomically({"settings": settings, "model": model.state_dict(), **record}, path)
+        save_atomically({"settings": settings, "model": model.state_dict(), "began": began, **record}, path)
         for left in (path.with_suffix(".part"), path.with_suffix(".retrain"), *path.parent.glob(f"{path.stem}.*.tmp")):
             left.unlink(missing_ok=True)                                   # .tmp: killed as it was written
     return record
@@ -430,15 +432,16 @@ def checkpoint_path(folder, settings, what="network"):
 
 
 def resume(part, settings, model, optim, schedule):
-    """Put model, optimiser and schedule where a training was broken off -> its losses, step, seconds, first_step."""
-    state = load_checkpoint(part, settings, needs=("model", "losses", "seconds", "step", "optimizer", "schedule"),
-                            remedy="delete it")
+    """Put model, optimiser and schedule where a training was broken off -> its losses, step, seconds, first_step, and
+    when it began."""
+    state = load_checkpoint(part, settings, remedy="delete it",
+                            needs=("model", "losses", "seconds", "began", "step", "optimizer", "schedule"))
     restore(model, state["model"], part, remedy="delete it")
     optim.load_state_dict(state["optimizer"])
     for weight, moments in optim.state.items():                            # another device may lay them out otherwise
         moments |= {name: torch.empty_like(weight).copy_(moments[name]) for name in ("exp_avg", "exp_avg_sq")}
     schedule.load_state_dict(state["schedule"])
-    return state["losses"], state["step"], state["seconds"], state.get("first_step")
+    return state["losses"], state["step"], state["seconds"], state.get("first_step"), state["began"]
 
 
 def save_atomically(content, path):

@@ -355,7 +355,8 @@ def grid(images, captions=None, columns=8, zoom=2, title=None):
     n, (height, width) = len(images), images.shape[-2:]
     font, foot, head = ImageFont.load_default(11), 15 if captions else 0, 20 if title else 0
     cell_w, cell_h = width * zoom + 4, height * zoom + 4 + foot
-    picture = Image.new("RGB", (columns * cell_w + 4, -(-n // columns) * cell_h + 4 + head), "white")
+    wide = max(columns * cell_w + 4, int(font.getlength(title or "")) + 12)                  # a title is not cut off
+    picture = Image.new("RGB", (wide, -(-n // columns) * cell_h + 4 + head), "white")
     draw = ImageDraw.Draw(picture)
     if title: draw.text((6, 4), title, INK, font)
     pixels = (images.detach().float().cpu().clamp(-1, 1)[:, 0] * 127.5 + 127.5).round().byte().numpy()

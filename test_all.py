@@ -438,6 +438,9 @@ def test_pictures():
     images = torch.linspace(-1, 1, 3)[:, None, None, None].expand(-1, -1, 32, 32)
     pixels = np.asarray(fid.grid(images, ["a", "b", "c"], columns=2, zoom=2))
     assert [int(pixels[y, x, 0]) for x, y in ((30, 30), (100, 30), (30, 110))] == [0, 128, 255]
+    titled = np.asarray(fid.grid(images, columns=1, title="a title wider than one garment"))
+    assert pixels.shape[1] == 140 < titled.shape[1]                        # a title is not cut off
+    assert (titled[:, -4:] == 255).all() and (titled[:20, 100:] < 100).any()
     chart = np.asarray(fid.plot([("up", [1, 2, 3], [1, 10, 100], "line"), ("at", [2], [50], "points"),
                                  ("n", [1, 2, 3], [3, 2, 1], "bars")], "t", "x", "y", log_y=True))
     assert {tuple(c) for c in chart.reshape(-1, 3)} >= set(fid.COLOURS[:2])

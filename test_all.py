@@ -995,10 +995,17 @@ def measure_once(self, data_dir, samples, count, measure=fid.ImageEval.measure_r
     return MEASURED[key]
 
 
-@pytest.fixture(autouse=True)
-def quicker(monkeypatch):
-    monkeypatch.setattr(karras, "EXACT_STEPS", 20)                            # for seconds' sake
-    monkeypatch.setattr(fid.ImageEval, "measure_reals", measure_once)
+@pytest.fixture(autouse=True, scope="module")
+def quicker():
+    """Fewer images and steps in the tests, for seconds' sake."""
+    few = lambda folder, model, x0, how, show=karras.show_loss: show(folder, model, x0[:16], how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(karras, "EXACT_STEPS", 10)
+        patch.setattr(noise_pred, "LEVELS", (0.01, 0.5, 0.99))
+        patch.setattr(karras, "show_loss", few)
+        patch.setitem(unet.SIZES["tiny"], "samples", 16)
+        patch.setattr(fid.ImageEval, "measure_reals", measure_once)
+        yield
 
 
 def drawn(folder):
@@ -1103,7 +1110,7 @@ class Stop(Exception):
                                           (cosine_ddim, ["--steps", "3"]), (no_t, ["--steps", "3"])])
 def test_images_are_scored_in_the_range_of_real_ones(tmp_path, monkeypatch, lesson, argv):
     """Put real images in place of the noise, and samplers that leave them alone: what is scored is the real images."""
-    real, _ = fid.fashion_mnist(data="drawn", count=64)
+    real, _ = fid.fashion_mnist(data="drawn", count=16)
     generated = torch.no_grad()(lambda sampler, n, *rest, **more: (sampler(real[:n] * 0.5), 1.0))      # as generate is
     monkeypatch.setattr(lesson, "generate", generated)
     still = lambda denoise, x, sigs, **options: iter([x / sigs[0]])
@@ -1126,7 +1133,7 @@ def test_karras_from_end_to_end(tmp_path, capsys, monkeypatch):
                 "samples-lms-6-steps"}
     assert {p.stem for p in folder.glob("*.png")} == pictures
     record = json.loads((folder / "results.json").read_text())[0]
-    assert (record["what"], record["steps"], record["evaluations"], record["samples"]) == ("lms", 6, 6, 64)
+    assert (record["what"], record["steps"], record["evaluations"], record["samples"]) == ("lms", 6, 6, 16)
     assert record["data"] == "drawn" and "drawn clothes, not Fashion-MNIST" in out and f"FID {record['fid']:.2f}" in out
     assert "epoch 1/1" in out
 

@@ -69,6 +69,10 @@ def test_unet_takes_one_time_for_all_and_starts_as_the_constant_zero():
         assert torch.allclose(model(x, 0.3), model(x, torch.full((3,), 0.3)), atol=1e-6)
         assert not torch.allclose(model(x, 0.3), model(x, 0.9), atol=1e-4)
         assert (unet.init_ddpm(model)(x, 0.3) == 0).all()
+        for level in [*model.down_blocks, *model.up_blocks]:                 # and its blocks as their shortcuts
+            for block in level.resnets:
+                x, emb = torch.randn(2, block.conv1.in_channels, 4, 4), torch.randn(2, block.time_emb_proj.in_features)
+                assert torch.equal(block(x, emb), (block.conv_shortcut or torch.nn.Identity())(x))
     w = model.down_blocks[0].downsamplers[0].conv.weight.flatten(1)
     assert torch.allclose(w @ w.T, torch.eye(16), atol=1e-5)
 
@@ -656,6 +660,23 @@ def test_constant_answers_score_what_they_should(capsys):
     for _, loss, expected in said: assert float(loss) == pytest.approx(float(expected), rel=0.02)
 
 
+@pytest.mark.parametrize("target, answer", [("logit", 0.0), ("alphabar", 0.5)])
+def test_the_errors_of_an_answer_that_never_changes(target, answer, tmp_path, monkeypatch):
+    model, x0 = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 1)), torch.zeros(4000, 1, 4, 4)
+    for parameter, value in zip(model[1].parameters(), (0.0, answer)): torch.nn.init.constant_(parameter, value)
+    expected = [[abs(level - 0.5), abs(math.log(level / (1 - level)))] for level in noise_pred.LEVELS]
+    assert np.allclose(noise_pred.errors(model, x0, target), expected, atol=1e-5)
+    charts, plot = {}, noise_pred.plot
+    monkeypatch.setattr(noise_pred, "plot", lambda series, *rest, **how:
+                        charts.update({name: (xs, ys) for name, xs, ys, _ in series}) or plot(series, *rest, **how))
+    said, right, x_t = noise_pred.guess(model, x0, target=target)
+    pred, actual = noise_pred.alphabar(said, target), noise_pred.alphabar(right, target)
+    noise_pred.show_guesses(tmp_path, x0, x_t, pred, actual, target)
+    middles, off = charts["network"]
+    assert torch.allclose(torch.stack(off), (middles - 0.5).abs(), atol=0.01) and len(off) == 20
+    assert torch.equal(charts["test images"][0], actual) and torch.equal(charts["test images"][1], pred)
+
+
 def test_flat_mse_does_not_broadcast():
     right = torch.tensor([1.0, 2.0, 4.0])
     assert noise_pred.flat_mse(right[:, None], right) == 0
@@ -795,6 +816,25 @@ def test_what_the_mean_image_alone_is_worth():
         return (1 - c_skip) * mean / c_out + 0 * x
     found = karras.loss_by_sigma(knows_the_mean, x0, sigmas, {"sig_data": sig_data})
     assert found == pytest.approx(karras.loss_of_the_mean(x0, sigmas, sig_data), rel=0.02)
+
+
+def test_every_line_of_the_chart_of_the_loss_is_what_its_name_says(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    x0, sig_data, lines, plot = torch.rand(16, 1, 32, 32) - 0.2, 0.66, {}, karras.plot
+    c_skip = lambda sig: karras.scalings(sig, sig_data)[0]
+
+    def knows_the_mean(x, sig):
+        return (1 - c_skip(sig[0])) * x0.mean(0) / karras.scalings(sig[0], sig_data)[1] + 0 * x
+    monkeypatch.setattr(karras, "plot", lambda series, *rest, **how:
+                        lines.update({name: (xs, ys) for name, xs, ys, _ in series}) or plot(series, *rest, **how))
+    karras.show_loss(tmp_path, knows_the_mean, x0, {"sig_data": sig_data})
+    before, after, mean, density = lines.values()
+    sigmas, weight = before[0], c_skip(before[0])
+    whole = (1 - weight) ** 2 * float(x0.square().mean()) + (weight * sigmas) ** 2       # the target, which a 0 misses
+    assert before[1] == pytest.approx(whole / karras.scalings(sigmas, sig_data)[1] ** 2, rel=0.05)
+    assert mean[1] == pytest.approx(karras.loss_of_the_mean(x0, sigmas, sig_data))
+    assert after[1] == pytest.approx(mean[1], rel=0.05) and max(before[1] / mean[1]) > 1.5
+    assert density[1].max() == 1 and sigmas[density[1].argmax()] == pytest.approx(math.exp(karras.P_MEAN), rel=0.3)
 
 
 def test_a_network_that_finds_noise_is_a_denoiser_in_karras_terms():
@@ -1013,8 +1053,12 @@ def drawn(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
-def test_noise_pred_from_end_to_end(tmp_path, capsys):
+def test_noise_pred_from_end_to_end(tmp_path, capsys, monkeypatch):
+    asked, measure = [], noise_pred.errors
+    monkeypatch.setattr(noise_pred, "errors",
+                        lambda model, x0, target: asked.append(target) or measure(model, x0, target))
     run(noise_pred.main, tmp_path, "--compare")
+    assert asked == ["logit", "alphabar"]
     out, folder = capsys.readouterr().out, tmp_path / "noise_pred"
     pictures = {"question", "guesses-logit", "guesses-alphabar", "scatter-logit", "scatter-alphabar"}
     assert {p.stem for p in folder.glob("*.png")} == pictures and len(list(folder.glob("*.pt"))) == 2

@@ -1170,6 +1170,18 @@ def test_images_are_scored_in_the_range_of_real_ones(tmp_path, monkeypatch, less
     with pytest.raises(Stop): run(lesson.main, tmp_path, *argv)
 
 
+@pytest.mark.parametrize("lesson", [karras, cosine_ddim])
+def test_the_true_images_beside_the_restored_ones_are_drawn_as_they_are(tmp_path, monkeypatch, lesson):
+    drawn = {}
+    monkeypatch.setattr(lesson, "grid", lambda images, *rest, title, grid=fid.grid, **how:
+                        drawn.update({title: images}) or grid(images, *rest, title=title, **how))
+    run(lesson.main, tmp_path, "--steps", "2", "--input-scale", "0.3")
+    (rows,) = (images for title, images in drawn.items() if "restored in one step" in title)
+    true = rows[-(len(rows) // 3):]
+    real, _ = fid.fashion_mnist(data="drawn", train=False, count=len(true))
+    assert len(true) >= 16 and torch.allclose(true, real, atol=1e-5)
+
+
 def test_karras_from_end_to_end(tmp_path, capsys, monkeypatch):
     run(karras.main, tmp_path, "--sampler", "lms", "--steps", "6")
     out, folder = capsys.readouterr().out, tmp_path / "karras"

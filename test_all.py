@@ -1103,9 +1103,11 @@ def test_no_t_from_end_to_end(tmp_path, capsys):
     assert [line.split()[:2] for line in table] == [["1", "0.667"], ["2", "0.333"], ["3", "0.000"]]
     assert [float(line.split()[2]) for line in table] == pytest.approx([0.25, 0.75, 1], abs=1e-3)
 
-    run(no_t.main, tmp_path, "--curve", "--steps", "3")
+    run(no_t.main, tmp_path, "--curve", "--steps", "4")                      # it ends on what is sampled without it
     curves = [r for r in json.loads((folder / "results.json").read_text()) if r["what"] == "curve"]
-    assert [r["rescue"] for r in curves] == ["none", "every"] and all(len(r["fid_by_step"]) == 3 for r in curves)
+    assert [r["rescue"] for r in curves] == ["none", "every"] and all(len(r["fid_by_step"]) == 4 for r in curves)
+    for key in ("fid", "kid", "border"):
+        assert [r[f"{key}_by_step"][-1] for r in curves] == [plain[key], rescued[key]]
     assert (folder / "curve.png").exists() and (folder / "steps.png").exists()
 
     run(no_t.main, tmp_path, "--epochs", "2", "--steps", "2")                # of this lesson's network, not lesson 2's

@@ -1315,6 +1315,26 @@ def test_numbers_in_labels_are_short_and_rho_reaches_the_pictures(tmp_path):
     assert heights[0] == 400 < heights[1]
 
 
+def test_pictures_show_the_noise_levels_that_stand_below_them(tmp_path, monkeypatch):
+    shown, asked = [], []
+    monkeypatch.setattr(karras, "grid", lambda images, captions, *rest, title, grid=fid.grid:
+                        shown.append((images, captions)) or grid(images, captions, *rest, title=title))
+    karras.show_paths(tmp_path, lambda x, sig: 0 * x, 7.0, 0.5, torch.device("cpu"), 0)  # all paths are straight: x is
+    (images, captions), = shown                                              # the first noise, times sigma
+    noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    below = torch.tensor([float(caption) for caption in captions]).reshape(-1, 1, 1, 1)
+    for i, name in enumerate(karras.SAMPLERS):
+        ten = slice(10 * i, 10 * i + 10)
+        expected = noise * below[ten] / below[ten].clamp(min=0.5)
+        if name != "ancestral": assert torch.allclose(images[ten], expected, rtol=0.05, atol=0.01), name
+    assert len(images) == 10 * len(karras.SAMPLERS)
+
+    karras.show_one_step(tmp_path, lambda x, sig: asked.append((x, sig)) or x, torch.zeros(16, 1, 32, 32),
+                         torch.linspace(0.1, 4, 16), 0.5, 0)
+    for x, sig in asked: assert torch.allclose(x.std((1, 2, 3)), torch.as_tensor(sig).expand(16), rtol=0.15)
+    assert [torch.as_tensor(sig).numel() for _, sig in asked] == [16, 1] and asked[1][1] == 80
+
+
 def test_solver_error_is_a_mean_that_one_image_can_carry_and_a_median_that_it_cannot():
     goal = torch.randn(5, 1, 4, 4)
     off = torch.tensor([0.01, 0.02, 0.03, 0.04, 2.0])[:, None, None, None]

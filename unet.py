@@ -679,11 +679,12 @@ def main(argv=None):
     with torch.device("meta"), FlopCounterMode(display=False) as counter:   # the same count on every device
         UNet(size["channels"], size["layers"], head_dim=size["head_dim"])(torch.zeros(1, 1, 32, 32), 0.5)
     print(f"{args.size}: {parameters:,} parameters, {counter.get_total_flops() / 1e9:.2f} GFLOP an image forward")
-    training = functools.partial(fit, model, lambda x: ((x, 0.5), x), images, epochs=1, batch_size=batch, lr=1e-3)
-    asking = lambda: generate(lambda noise: [model(noise, 0.5) for _ in range(times)][-1], 8 * batch, 0, device)[1]
-    training(amp=False), training(amp=True), asking()                      # to warm up, and to compile
-    rates = [len(images) / seconds for seconds in
-             (training(amp=False)["seconds"], training(amp=True)["seconds"], asking())]
+    training = lambda n, amp: n / fit(model, lambda x: ((x, 0.5), x), images[:n], epochs=1, batch_size=batch, lr=1e-3,
+                                      amp=amp)["seconds"]
+    ask = lambda noise: [model(noise, 0.5) for _ in range(times)][-1]
+    asking = lambda n: n * times / generate(ask, n, 0, device)[1]
+    for n in (3 * batch, 8 * batch):                                       # the first to warm up, and to compile
+        rates = training(times * n, False), training(times * n, True), asking(n)
     print("images/s on {}: training {:.0f} in float32, {:.0f} in {}; one evaluation {:.0f}".format(
         device_name(device), rates[0], rates[1], precision(device), rates[2]))
 

@@ -1601,11 +1601,16 @@ def test_sampling_takes_one_batch_at_a_time():
     assert sizes == 7 * [128] + [104] and len(images) == 1000
 
 
-def test_unet_reports_its_speed(capsys):
+def test_unet_reports_its_speed(capsys, monkeypatch):
     unet.main(["--size", "tiny", "--device", "cpu"])
     out = capsys.readouterr().out
     assert f"{sum(p.numel() for p in unet.UNet((8, 16), 1, head_dim=16).parameters()):,} parameters" in out
     assert all(float(rate) > 0 for rate in re.findall(r"training (\d+) in float32.*one evaluation (\d+)", out)[0])
+
+    monkeypatch.setattr(unet, "fit", lambda *args, amp, **more: {"seconds": 2.0 if amp else 4.0})    # 8 batches of 64
+    monkeypatch.setattr(unet, "generate", lambda *args: (None, 0.5))
+    unet.main(["--size", "tiny", "--device", "cpu"])
+    assert re.search("training 128 in float32, 256 in .*; one evaluation 1024\n", capsys.readouterr().out)
 
 
 def test_fid_says_what_a_score_means(tmp_path, capsys):

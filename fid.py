@@ -237,7 +237,7 @@ class ImageEval:
         self.classifier = settings["classifier"][:10]
         path = checkpoint_path(cache, settings, "reals")
         if path.exists():
-            known = load_checkpoint(path, settings, needs=("real", "floor", "floor_sd"), remedy="delete it")
+            known = load_checkpoint(path, settings, needs=("real", "floor", "floor_sd"))
         else:
             known = {"settings": settings, **self.measure_reals(data_dir, samples, count)}
             save_atomically(known, path)

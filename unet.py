@@ -258,11 +258,11 @@ def step_seed(seed, step):
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
-def edited_since(began, remedy):
+def edited_since(began):
     """What to say of scripts that changed after a training began, at the time `began`."""
     names = [file.name for file in sorted(Path(__file__).parent.glob("*.py"))
              if file.stat().st_mtime > began and not file.name.startswith("test_")]
-    return f" ({', '.join(names)} changed since: if its training did, {remedy})" if names else ""
+    return f" ({', '.join(names)} changed since: if its training did, delete that file)" if names else ""
 
 
 SAVE_EVERY = 30          # seconds between two checkpoints
@@ -290,7 +290,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     if path and path.exists() and not retrain:
         state = load_checkpoint(path, settings, needs=("model", "losses", "seconds", "began", "device"))
         restore(model.eval(), state["model"], path)
-        print(f"using the network trained before, {path}" + edited_since(state["began"], "--retrain"))
+        print(f"using the network trained before, {path}" + edited_since(state["began"]))
         return {key: state.get(key) for key in ("losses", "seconds", "first_step", "device")}
 
     batch_size = min(batch_size, len(images))
@@ -304,8 +304,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     part = path and path.with_suffix(".retrain" if retrain else ".part")
     if part and part.exists():
         losses, step, seconds_before, first_step, began = resume(part, settings, model, optim, schedule)
-        print(f"continuing at step {step} of {total}, from {part}"
-              + edited_since(began, "delete that file"))
+        print(f"continuing at step {step} of {total}, from {part}" + edited_since(began))
     elif path:
         print(f"training on {device_name(device)}: {total} steps of {batch_size} images")
     losses, resumed_at, started = losses.to(device), step, time.time()
@@ -316,7 +315,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             raise Problem(f"the loss was {losses[bad[0, 0]]} at step {int(bad[0, 0]) + 1} of {total}: "
                           "a lower --lr usually cures that")
 
-    run = compiled(model, device) if amp else model                        # float32 gains less than compiling costs
+    run = compiled(model, device) if amp else model                        # without amp that costs more than it gains
     if run is not model: progress("compiling the network for this GPU, a minute or so ...", end=True)
     last_shown = last_saved = time.time()
     model.train()
@@ -434,9 +433,9 @@ def checkpoint_path(folder, settings, what="network"):
 def resume(part, settings, model, optim, schedule):
     """Put model, optimiser and schedule where a training was broken off -> its losses, step, seconds, first_step, and
     when it began."""
-    state = load_checkpoint(part, settings, remedy="delete it",
+    state = load_checkpoint(part, settings,
                             needs=("model", "losses", "seconds", "began", "step", "optimizer", "schedule"))
-    restore(model, state["model"], part, remedy="delete it")
+    restore(model, state["model"], part)
     optim.load_state_dict(state["optimizer"])
     for weight, moments in optim.state.items():                            # another device may lay them out otherwise
         moments |= {name: torch.empty_like(weight).copy_(moments[name]) for name in ("exp_avg", "exp_avg_sq")}
@@ -477,7 +476,7 @@ def alone(folder):
         os.close(handle)                                                   # which ends the lock, as a kill does
 
 
-def load_checkpoint(path, settings=None, needs=("model",), remedy="delete it, or --retrain"):
+def load_checkpoint(path, settings=None, needs=("model",), remedy="delete it"):
     """What save_atomically wrote; raises Problem for a file that is damaged, foreign or of other settings.
 
     torch.load takes flipped bits for weights, so the archive's checksums are asked first, and weights_only=True
@@ -500,7 +499,7 @@ def load_checkpoint(path, settings=None, needs=("model",), remedy="delete it, or
     return state
 
 
-def restore(model, weights, path, remedy="delete it, or --retrain"):
+def restore(model, weights, path, remedy="delete it"):
     """Put the weights into the model, or raise a Problem that names the file."""
     try:
         model.load_state_dict(weights)

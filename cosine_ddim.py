@@ -13,7 +13,7 @@ are multiplied by.
 
 What the small network does (two passes, seed 0, real images score 1.12; results/small/cosine_ddim and dials):
 - The loss comes to 0.0383 (the lecture's to 0.033). 50 steps of DDIM do as well as 100: 11.0 and 10.9.
-- Eta below 1 leaves noise in the pictures, of which the lecture complained too: 37.6 at 0.5, 70.9 at 0. Why, and what
+- Eta below 1, which did not work for the lecture, leaves noise in the pictures: 37.6 at 0.5, 70.9 at 0. Why, and what
   mends it, stands below ddim_step. Few steps early and many late gain nothing: 11.7.
 - The dials, one pass each: linear, cosine and sigmoid lie between 18.4 and 20.2, b = 0.3 at 22.9, b = 1 at 49.8.
   --normalise, which hides from the network how bright an image is, burns clothes out: 114.2 (b = 0.5).
@@ -44,12 +44,13 @@ RECIPE = {"lecture": dict(epochs=25, batch_size=512, lr=4e-3),
 
 def abar(t):
     """alphabar at t in [0, 1], a number or a tensor: 1 at t = 0, 0 at t = 1 (Nichol & Dhariwal 2021, eq. 17, s = 0)."""
-    return torch.as_tensor(t).mul(math.pi / 2).cos() ** 2
+    t = torch.as_tensor(t)                                                 # so any formula below takes plain numbers
+    return (t * (math.pi / 2)).cos() ** 2
 
 
 def inv_abar(a):
     """The t in [0, 1] whose alphabar is a. This is abar solved for t (root, inverse cosine, times 2 / pi): change both
-    or neither."""
+    or neither. Nothing here needs it, but lesson 4 does, to ask this lesson's network (denoise_epsilon)."""
     return torch.as_tensor(a).clamp(0, 1).sqrt().acos() * (2 / math.pi)
 
 
@@ -95,9 +96,10 @@ def timesteps(steps, spacing="uniform"):
 def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
     """One step of DDIM, from alphabar abar_t to the higher abar_t1, given the noise that was found in x_t (N, 1, H, W).
 
-    Song et al. 2021, eq. 12: estimate the clean image, then add noise again, but less: partly the noise that was found,
-    partly fresh noise of deviation sig (eq. 16). eta in [0, 1] scales sig: with 0 nothing is random, and the step is
-    Euler's in other symbols; 1 is DDPM's way, and ancestral Euler (karras.py).
+    Song et al. 2021, eq. 12 (their alpha is our alphabar): estimate the clean image, then add noise again, but less:
+    partly the noise that was found, partly fresh noise of deviation sig (eq. 16). The two are independent, so their
+    variances add, to 1 - abar_t1. eta in [0, 1] scales sig: with 0 nothing is random, and the step is Euler's in other
+    symbols; 1 is DDPM's way, and ancestral Euler (karras.py).
 
     clip: bound on the estimate's values. abar_t, abar_t1: numbers, or (N,). abar_hat (N,): used instead of abar_t
     in the estimate only, for an x_t that is more or less noisy than planned (lesson 3).
@@ -117,11 +119,12 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
 
 # The lecture had trouble with eta below 1 (little fresh noise, or none) and linked it to small images, in which noise
 # destroys more. But on the same images our small network has far more trouble than one of the lecture's size. Divide
-# x_t by sqrt(abar): the picture is at full strength, under noise of deviation sigma = sqrt((1 - abar) / abar). Early on
-# sigma is large, and x_0_hat is off by the network's error times sigma, so some noise is missed: x_t is noisier than
-# its time says. With eta 0 each later step removes only what the time says, so the excess stays while sigma falls,
-# until it is all that is left. With eta 1 each step replaces some old noise by fresh noise. Variances of independent
-# noises add, so the excess counts for less each time, and falls in proportion to sigma.
+# x_t by sqrt(abar): the picture is at full strength, under noise of deviation sigma = sqrt((1 - abar) / abar). (That is
+# lesson 4's sigma, all the noise there is; sig, in ddim_step, is what one step adds.) Early on sigma is large, and
+# x_0_hat is off by the network's error times sigma, so some noise is missed: x_t is noisier than its time says. With
+# eta 0 each later step removes only what the time says, so the excess stays while sigma falls, until it is all that is
+# left. With eta 1 each step replaces some old noise by fresh noise. Variances of independent noises add, so the excess
+# counts for less each time, and falls in proportion to sigma.
 # What is missed is mostly luck: an image's noise is some percent stronger than usual, and the network's answer follows
 # by a fifth to three quarters of that. Two lines that scale the answer with the noise, or a network that hands x_t on,
 # mend most of it (results/README.md, "Why eta below 1 leaves noise").

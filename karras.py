@@ -68,8 +68,8 @@ def scalings(sig, sig_data=0.33):
     totvar = sig^2 + sig_data^2: variances of independent things add. Then
       c_in    makes the input's variance 1: it divides by the standard deviation.
       c_skip  is how much of x is passed on unchanged: the picture's share of x's variance, because no other number
-              leaves a smaller rest, y - c_skip * x. Little noise: c_skip near 1, the network finds the noise. Much
-              noise: c_skip near 0, it finds the picture. Always the part worth asking for.
+              leaves a smaller rest, y - c_skip * x. Little noise: c_skip near 1, the network finds minus the noise.
+              Much noise: c_skip near 0, it finds the picture. Always the part worth asking for.
       c_out   makes the target's variance 1: it is the standard deviation of that rest.
     """
     totvar = sig ** 2 + sig_data ** 2
@@ -127,10 +127,11 @@ def loss_of_the_mean(x0, sigmas, sig_data=0.33):
     """The loss, at each of the sigmas (an array), of an estimate that knows only sig_data and the mean image of x0.
 
     The estimate c_skip x + (1 - c_skip) mean is off by (1 - c_skip) (y - mean) minus c_skip sigma noise. The two are
-    independent, so their variances add; times the weight 1 / c_out^2 that is the formula below.
+    independent, so their variances add; the loss weighs the sum by 1 / c_out^2.
     """
     around_mean = float((x0 - x0.mean(0)).square().mean())
-    return (sigmas ** 2 * around_mean / sig_data ** 2 + sig_data ** 2) / (sigmas ** 2 + sig_data ** 2)
+    c_skip, c_out, _ = scalings(sigmas, sig_data)
+    return ((1 - c_skip) ** 2 * around_mean + (c_skip * sigmas) ** 2) / c_out ** 2
 
 
 # ---------------------------------------------------------------------------------------------- the way down
@@ -175,7 +176,8 @@ def sample_euler_ancestral(denoise, x, sigs, eta=1.0):
     """Euler, but step further down than sig2, to sigma_down, and add fresh noise sigma_up to be back at sig2.
 
     Fresh noise forgives earlier errors. eta scales it: 0 is Euler, 1 is DDPM's way of sampling (Ho et al. 2020). The
-    two parts are independent, so their variances add: sigma_down^2 + sigma_up^2 = sig2^2.
+    two parts are independent, so their variances add: sigma_down^2 + sigma_up^2 = sig2^2. With eta 1 sigma_up^2 is the
+    variance that x at sig2 has if x at sig and the clean image are known (Ho et al., eq. 7, in sigmas).
     """
     for sig, sig2 in pairs(sigs):
         sigma_up = min(sig2, eta * (sig2 ** 2 * (sig ** 2 - sig2 ** 2) / sig ** 2) ** 0.5)
@@ -191,7 +193,8 @@ def sample_heun(denoise, x, sigs, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_no
 
     Steps half as long quarter the error. A step costs two evaluations, but the last only one, as there is no slope at
     sigma 0: 20 steps are 39 evaluations (the lecture counts 40). s_churn > 0 adds noise before a step (algorithm 2),
-    which then starts from a higher level, sigma_hat.
+    which then starts from a higher level, sigma_hat: higher by the share gamma (not lesson 1's), at most sqrt(2) - 1,
+    which doubles the variance. s_tmin, s_tmax: at which levels; s_noise: the deviation of that noise, if not 1.
     """
     steps = pairs(sigs)
     for sig, sig2 in steps:
@@ -263,9 +266,12 @@ def sample(sampler, denoise, noise, sigs, **options):
 def evaluations(name, steps):
     """How often a sampler calls the network: its cost. Counted in a trial run, so it is right for yours too, unless the
     answers decide how often you ask."""
-    asked = []
-    noise = torch.zeros(1, 1, 32, 32)
-    end = sample(SAMPLERS[name], lambda x, sig: asked.append(sig) or x, noise, sigmas_karras(steps))
+    asked, noise = [], torch.zeros(1, 1, 32, 32)
+
+    def ask(x, sig):
+        asked.append(sig)
+        return x
+    end = sample(SAMPLERS[name], ask, noise, sigmas_karras(steps))
     if end.shape != noise.shape: raise Problem(f"sampler {name} ends at {tuple(end.shape)}: does it yield x?")
     return len(asked)
 

@@ -808,7 +808,10 @@ def test_nothing_is_nan_at_any_t_in_any_schedule(curve):
             assert all(x_0_hat.isfinite().all() and x.isfinite().all() for x_0_hat, x in path)
 
 
-def test_what_the_mean_image_alone_is_worth():
+@pytest.mark.parametrize("scalings", [karras.scalings, lambda sig, sig_data: (0 * sig, 0 * sig + 1, 0 * sig + 1)],
+                         ids=["Karras et al.", "no preconditioning"])
+def test_what_the_mean_image_alone_is_worth(scalings, monkeypatch):
+    monkeypatch.setattr(karras, "scalings", scalings)
     torch.manual_seed(0)
     x0, sigmas, sig_data = 0.2 + torch.rand(4000, 1, 8, 8) * torch.rand(8, 8), np.array([0.01, 0.3, 1.0, 50.0]), 0.4
     mean = x0.mean(0)

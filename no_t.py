@@ -21,8 +21,8 @@ What the small network does (two passes, seed 0, 50 steps, eta 1; results/small/
 - If the rescue begins at t = 0.7, it works: 12.5 (--rescue late). With another seed it gains next to nothing.
 - A bound at the range of images (--clip 1) stops this feedback: 16.6 with the rescue, 28.5 without it. But the bound
   costs more than the rescue gains.
-- The lecture saw KID get worse for a while during sampling. In 20 steps ours rises only at the rescue's
-  last, at t = 0: there lesson 2's network takes the clean image for a slightly noisy one (--curve).
+- The lecture saw KID get worse for a while during sampling. In 20 steps ours rises only with the rescue, at its last
+  step, t = 0: there lesson 2's network takes the clean image for a slightly noisy one (--curve).
 
 What a network of the lecture's size does (25 passes on an H200, seed 0, 100 steps; results/lecture/no_t):
 - The losses again are as close as the lecture's: 0.0333 without t, 0.0327 with it.

@@ -1560,7 +1560,7 @@ def test_a_script_that_was_edited_after_a_training_began_is_named(tmp_path, monk
     assert capsys.readouterr().out == f"using the network trained before, {path}\n"
     for name in ("karras.py", "test_all.py"): os.utime(tmp_path / name, (1, path.stat().st_mtime + 60))
     os.utime(path, (2**31, 2**31)), train()                 # of a copy the file is younger, but not the training
-    assert "(karras.py changed since: if the change is in training, delete this network)" in capsys.readouterr().out
+    assert "(karras.py changed since: if the change is in training, delete this file)" in capsys.readouterr().out
 
 
 @not_windows
@@ -1880,9 +1880,10 @@ def test_what_came_out_is_what_the_large_networks_scored():
     assert said_in_the_readme(f"scores {half} with eta 0.5 in 20 steps and {ddim_too[2]} with 1 ({none} with 0;")
     assert said_in_the_readme(
         f"DPM++ scores {by_dpmpp} where DDIM has {ddim_too[2]}, {half} and {none} with eta 1, 0.5 and 0 (all seed 1; "
-        f"LMS, {by_lms}, gains little)")
+        f"LMS has {by_lms}, no better than DDIM)")
     assert said_in_the_readme(
-        f"(DPM++ {usual} and {usual_too}, DDIM {ddim[2]} and {ddim_too[2]}, or {half} with eta 0.5), in 100 it is")
+        f"(DPM++ {usual} and {usual_too}, DDIM {ddim[2]} and {ddim_too[2]}, or, by seed 1 only, {half} with eta 0.5), "
+        "in 100 it is")
     in_20 = half
     half, half_too = (of("lesson 1: ddim, 50 steps, eta 0.5") for of in (score, again))
     assert said_in_the_readme(
@@ -1938,6 +1939,10 @@ def test_the_readme_has_the_lectures_size():
              ("eta 1", "eta 0.5", "eta 1, late steps")]
     assert said_in_the_readme(
         "{} with eta 1, {} with 0.5, {} with late steps ({}, {} and {} on the first)".format(*noisy))
+    pair = ("lesson 1's network: ancestral, 50 steps, eta 1", 1), ("ancestral, 50 steps, eta 1, lr 0.004", 0)
+    ours, theirs, *halves = (known[what, seed, scale] for scale in (1.0, 0.5) for what, seed in pair)
+    assert said_in_the_readme("by {:.1f} ({:.2f} to {:.2f}), which may be luck, and ties with it on the other ({:.2f} "
+                              "to {:.2f})".format(theirs - ours, ours, theirs, *halves))
     lms = [known["lms, 20 steps", 1, scale] for scale in (1.0, 0.5)]
     assert said_in_the_readme(f"({lms[0]:.2f} to {noisy[3]}) and wins on the other ({lms[1]:.2f} to {noisy[0]}, though "
                               f"DDIM with eta 0.5 has {noisy[1]})")
@@ -1986,7 +1991,11 @@ def test_the_readme_has_the_lectures_size():
     (default, *_), batches_of_16 = ([r for r in kept("karras-one-pass") if r["batch_size"] == n] for n in (32, 16))
     both = [(r, records_of(f"lesson 4: {karras.label(r)}")[0]) for r in kept("karras-one-pass")
             if r["weights"] == one["weights"] and r["rho"] == 7]
-    assert len(both) == 9 and all(10 <= once["fid"] - twice["fid"] <= 12 for once, twice in both)
+    passes = {(r["epochs"], karras.label(r)): r["fid"] for r in kept("passes") if r["what"] != "ddim"}
+    lost = [once["fid"] - twice["fid"] for once, twice in both] + [
+        fid - passes[2, name] for (epochs, name), fid in passes.items() if epochs == 1]
+    assert len(both) == 9 and len(lost) == 12
+    assert said_in_the_readme(f"lose about as much, {min(lost):.0f} to {max(lost):.0f}, and")
     once, twice = ([karras.label(r) for r in sorted(some, key=lambda r: r["fid"])
                     if not r["eta"] and not r["churn"] and r["samples"] == 2048]
                    for some in ([r for r, _ in both], kept("karras-float32")))
@@ -2005,7 +2014,8 @@ def test_the_readme_has_the_lectures_size():
                                                                            "rescue none"):
         (r,) = records_of(name)
         assert {k: r[k] for k in lesson.RECIPE["small"]} == lesson.RECIPE["small"]
-    plain, rescued, _ = kept("no_t-one-pass")
+    plain, rescued, bounded = kept("no_t-one-pass")
+    assert said_in_the_readme(f"(not after one pass: {bounded['fid']:.1f}, plain {plain['fid']:.1f}).")
     assert said_in_the_readme(f"without the rescue it scores {plain['fid']:.1f} and burns out or darkens many "
                               f"clothes (residual noise {plain['border']:.3f}), with it {rescued['fid']:.1f}")
     assert [(r["batch_size"], r["epochs"], r["lr"]) for r in batches_of_16] == [(16, 1, 4e-3), (16, 1, 2.5e-3)]
@@ -2512,7 +2522,7 @@ def test_the_readme_has_how_far_seeds_of_the_small_network_differ():
     assert len(differ["lessons 1 and 4"]) >= 18 and len(differ["lesson 3"]) >= 8 and len(differ["no noise"]) >= 5
     assert said_in_the_readme(
         "differ by up to {:.1f} in lessons 1 and 4 and by up to {:.1f} in lesson 3 (without fresh noise in lessons 1 "
-        "and 3 by {:.0f} and more)".format(
+        "and 3 by up to {:.0f})".format(
             *(max(differ[kind]) for kind in ("lessons 1 and 4", "lesson 3", "no noise"))))
 
 

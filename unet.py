@@ -262,7 +262,7 @@ def edited_since(began):
     """What to say of scripts that changed after a training began, at the time `began`."""
     names = [file.name for file in sorted(Path(__file__).parent.glob("*.py"))
              if file.stat().st_mtime > began and not file.name.startswith("test_")]
-    return f" ({', '.join(names)} changed since: if the change is in training, delete this network)" if names else ""
+    return f" ({', '.join(names)} changed since: if the change is in training, delete this file)" if names else ""
 
 
 SAVE_EVERY = 30          # seconds between two checkpoints

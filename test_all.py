@@ -2399,7 +2399,7 @@ def test_the_readme_has_how_far_rounding_moves_a_score():
     same = {}                                          # what one recipe and seed scored, by networks rounded otherwise
     for lesson, names in ((karras, ("first-command", "karras", "karras-one-pass", "karras-rate", "karras-float32",
                                     "karras-amx", "passes", "eta-below-1")),
-                          (cosine_ddim, ("cosine_ddim", "cosine_ddim-clip-3", "eta-below-1")),
+                          (cosine_ddim, ("cosine_ddim", "cosine_ddim-float32", "cosine_ddim-clip-3", "eta-below-1")),
                           (no_t, ("no_t", "no_t-clip-3", "no_t-both-predicted"))):
         what = {karras: set(karras.SAMPLERS), cosine_ddim: {"ddim"}, no_t: {"no t"}}[lesson]
         for r in (r for name in names for r in kept(name)):
@@ -2409,6 +2409,9 @@ def test_the_readme_has_how_far_rounding_moves_a_score():
                 same.setdefault(recipe, []).append(r["fid"])
     good, bad = (max(max(scores) - min(scores) for scores in same.values() if (max(scores) < 35) == is_good)
                  for is_good in (True, False))
+    (exact,), (rounded,) = kept("cosine_ddim-float32"), records_of("lesson 1: ddim, 100 steps, eta 1")
+    assert said_in_the_readme(f"Lesson 1 in 100 steps scores {exact['fid']:.2f} on an AMD in float32 "
+                              f"(`cosine_ddim-float32`), {rounded['fid']:.2f} in bfloat16.")
     assert said_in_the_readme(f"rounding moves a score by up to {good:.1f}. (Scores above 35 are much less certain: "
                               f"rounding moves them by up to {bad:.0f}, another seed by more.)")
     first, another = (next(r["fid"] for r in kept(folder) if (r["what"], r["epochs"], r["answer"]) == (

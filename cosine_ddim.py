@@ -13,10 +13,9 @@ are multiplied by.
 
 What the small network does (two passes, seed 0, real images score 1.12; results/small/cosine_ddim and dials):
 - The loss comes to 0.0383 (the lecture's to 0.033). 50 steps of DDIM do as well as 100: 11.0 and 10.9.
-- Eta below 1, which did not work for the lecture, leaves noise in the pictures: 37.6 at 0.5, 70.9 at 0. Why, and what
-  mends it, stands below ddim_step. Few steps early and many late gain nothing: 11.7.
+- Eta below 1, which did not work for the lecture, leaves noise in the pictures: 37.6 at 0.5, 70.9 at 0. The reason
+  is given below ddim_step.
 - The dials, one pass each: linear, cosine and sigmoid lie between 18.4 and 20.2, b = 0.3 at 22.9, b = 1 at 49.8.
-  --normalise, which hides from the network how bright an image is, burns clothes out: 114.2 (b = 0.5).
 
 What a network of the lecture's size does (25 passes on an H200, seed 0; results/lecture/cosine_ddim):
 - The loss comes to 0.0327. 100 steps of DDIM score 2.59, 50 steps 3.11.
@@ -125,9 +124,7 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
 # eta 0 each later step removes only what the time says, so the excess stays while sigma falls, until it is all that is
 # left. With eta 1 each step replaces some old noise by fresh noise. Variances of independent noises add, so the excess
 # counts for less each time, and falls in proportion to sigma.
-# What is missed is mostly luck: an image's noise is some percent stronger than usual, and the network's answer follows
-# by a fifth to three quarters of that. Two lines that scale the answer with the noise, or a network that hands x_t on,
-# mend most of it (results/README.md, "Why eta below 1 leaves noise").
+# Why the network misses some, and two lines that mend most of it: results/README.md, "Why eta below 1 leaves noise".
 
 def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
     """From standard normal x (N, 1, H, W) along the times ts: yields (x_0_hat, x_t) after every step.
@@ -285,11 +282,6 @@ def show_dials(folder, image, seed):
     noised = torch.cat([pooled(image.cpu().expand(len(times), -1, -1, -1), k, times) for k in (1, 2, 4)])
     grid(noised, [f"{32 * k} px, t {time:.1f}" for k in (1, 2, 4) for time in times], len(times), zoom=3,
          title="noised at 32, 64 and 128 pixels a side, then pooled to 32").save(folder / "sizes.png")
-    t, batch = torch.full((64,), 0.6), image.cpu().expand(64, -1, -1, -1)
-    noise_left = [(pooled(batch, k, t) - abar(0.6).sqrt() * batch).var() for k in (1, 2, 4)]
-    print("sizes.png: noised at 64 and 128 pixels a side and pooled to 32, an image has a log SNR higher by "
-          + " and ".join(f"{float((noise_left[0] / left).log()):.2f}" for left in noise_left[1:])
-          + " (2 ln k: 1.39 and 2.77)")
 
 
 @script

@@ -50,9 +50,10 @@ def find_data(data="auto", data_dir="data"):
     Raises Problem where a file is damaged, which is left as it is, and where "fashion" cannot be had.
     """
     if data == "drawn": return data
-    dataset = torchvision.datasets.FashionMNIST
-    for name, md5 in [*FILES.items(), *dataset.resources]:                 # unpacked, and packed as torchvision knows
-        path = Path(data_dir) / "FashionMNIST" / "raw" / name
+    dataset, raw = torchvision.datasets.FashionMNIST, Path(data_dir) / "FashionMNIST" / "raw"
+    unpacked = all((raw / name).exists() for name in FILES)                # packed ones are not needed then
+    for name, md5 in [*FILES.items(), *([] if unpacked else dataset.resources)]:
+        path = raw / name
         if path.exists() and hashlib.md5(path.read_bytes()).hexdigest() != md5:
             raise Problem(f"{path} is damaged: delete it, so that it is unpacked or downloaded again")
     try:
@@ -171,13 +172,9 @@ def retrain(args):
 # ---------------------------------------------------------------------------------------------- the scores
 
 def statistics(features):
-    """Mean (d,) and covariance (d, d) of (N, d) features, in float64; no copy of all the features is made."""
+    """Mean (d,) and covariance (d, d) of (N, d) features, in float64."""
     features = np.asarray(features)
-    mean, total = features.mean(0, dtype=np.float64), 0.0
-    for start in range(0, len(features), 1024):
-        off = features[start:start + 1024] - mean
-        total = total + off.T @ off
-    return mean, total / (len(features) - 1)
+    return features.mean(0, dtype=np.float64), np.cov(features, rowvar=False, dtype=np.float64)
 
 
 def frechet_distance(mu1, cov1, mu2, cov2):
@@ -401,6 +398,7 @@ def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 4
     limits = []
     for axis, log in ((1, log_x), (2, log_y)):
         values = np.concatenate([one[axis] for one in series])
+        if not np.isfinite(values).any(): values = np.zeros(1)             # nothing to draw: an empty chart
         low, high = np.nanmin(values), np.nanmax(values)
         if axis == 2 and not log: low = min(low, 0.0)
         if low == high: low, high = low - 1, high + 1
@@ -526,7 +524,6 @@ def main(argv=None):
     if args.retrain and args.samples: parser.error("--retrain samples nothing: leave out --samples")
     if not args.retrain and (args.epochs or args.batch_size or args.lr):
         parser.error("--epochs, --batch-size and --lr belong to --retrain")
-    if args.batch_size == 1: parser.error("--batch-size 1: batch norm needs two images at least")
     settle(parser, args)
     if args.retrain: return retrain(args)
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.folder, args.count)

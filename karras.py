@@ -16,19 +16,14 @@ the code) becomes x = y + sigma * noise, and sigma runs from 80 (nothing left to
 sqrt(abar), so that the picture has its full strength, sigma^2 = (1 - abar) / abar, and a small sigma is an alphabar
 near 1.
 
-What the small network does (one pass, seed 0, real images score 1.12; results/small/karras-one-pass):
-- On our scale FID hardly sees which solver is used. Without fresh noise all score 30.9 (LMS) to 32.1, though the median
-  image ends 0.002 from the exact end after 50 steps of Heun and 0.059 after 20 of Euler. FID measures the network.
-  (Trained for eight passes, on another machine, three seeds score 8.05 to 8.99 by LMS: results/small/passes.)
-- Fresh noise helps: the ancestral sampler scores 29.4 with eta 0.5 in 100 steps, 27.4 with eta 1 in 50. So does
-  --sig-data 0.66, twice the true value: 28.4.
+What the small network does (one pass, seed 0, real images score 1.12; results/small/karras-one-pass): on our scale FID
+hardly sees which solver is used: it measures the network. Without fresh noise all score 30.9 (LMS) to 32.1. Fresh noise
+helps, 27.4 in 50 ancestral steps with eta 1, and so does --sig-data 0.66, twice the true value: 28.4.
 
 What a network of the lecture's size does (25 passes on a GPU, seed 0; results/lecture/karras, karras-sig-data-0.66):
-- Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse.
-- With --sig-data 0.66 --lr 4e-3 LMS scores 3.33 and DPM++ 3.14 in 20 steps, 100 ancestral steps with eta 1 score 2.31
-  (with another seed 3.09, 3.03 and 2.78). With sig_data alone, at the lecture's peak rate of 1e-2, training collapsed.
-- On this scale lesson 1's network is ahead of the lecture's recipe in 50 evaluations: DDIM scores 3.11, ancestral steps
-  5.09 (README.md, "Karras or cosine").
+Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse. With
+--sig-data 0.66 --lr 4e-3 DPM++ scores 3.14 in 20 steps, and 100 ancestral steps with eta 1 2.31. (Lesson 1's network
+has 2.59 in 100. Which is better, then? README.md, "Karras or cosine".)
 """
 import math
 
@@ -37,6 +32,9 @@ import torch
 from scipy import integrate, stats
 
 import cosine_ddim
+# From fid.py: the images, scores, pictures. From unet.py: the command line (flags, settle), a network, trained now or
+# found again (train), and samples in batches (generate). You can read all of these later. The order of things is in
+# main, at the end, and in learn, before it.
 from fid import ImageEval, beside, comparison, fashion_mnist, find_data, grid, plot, report
 from unet import Problem, flags, generate, number, script, settle, train
 
@@ -252,6 +250,8 @@ def sample_dpmpp_2m(denoise, x, sigs):
         yield x
 
 
+# Enter your own here, or one of these with other settings: "lms_3": lambda *how: sample_lms(*how, order=3). (If yours
+# adds noise, ignore its solver error.)
 SAMPLERS = {"euler": sample_euler, "ancestral": sample_euler_ancestral, "heun": sample_heun, "lms": sample_lms,
             "dpmpp_2m": sample_dpmpp_2m}
 

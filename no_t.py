@@ -12,30 +12,14 @@ not be bound to remove an exact amount at each step. Without t a network trains 
 t 0.033), but plain DDIM with it fails: FID 22.3, and some images stay noisy. The rescue is to ask lesson 2's network at
 every step how noisy x_t really is: 3.88, where real images score 1.9 to 2.6.
 
-What the small network does (two passes, seed 0, 50 steps, eta 1; results/small/no_t):
-- The losses are as close as the lecture's: 0.0389 without t, 0.0383 with it. Plain DDIM scores 14.8, lesson 1 11.0.
-- The lecture's rescue makes that worse, 47.3: some images end all white or all black. Where an image's noise happens
-  to be a little too strong, the small denoiser does not find all of it, and the predicted alphabar is lower; that
-  magnifies x_0_hat, with what was missed in it, and makes x_t noisier still (--trace). More training alone does not
-  help; two more lines in the sampler do (results/README.md, "Why the small network's rescue explodes").
-- If the rescue begins at t = 0.7, it works: 12.5 (--rescue late). With another seed it gains next to nothing.
-- A bound at the range of images (--clip 1) stops this feedback: 16.6 with the rescue, 28.5 without it. But the bound
-  costs more than the rescue gains.
-- The lecture saw KID get worse for a while during sampling. In 20 steps ours rises only with the rescue, at its last
-  step, t = 0: there lesson 2's network takes the clean image for a slightly noisy one (--curve).
+What the small network does (two passes, seed 0, 50 steps, eta 1; results/small/no_t): the losses are as close as the
+lecture's, 0.0389 without t and 0.0383 with it, but plain DDIM scores 14.8, lesson 1 11.0. The lecture's rescue makes
+that worse, 47.3 (README.md says why, --trace shows how), unless it begins at t = 0.7: 12.5, hardly a gain.
 
-What a network of the lecture's size does (25 passes on an H200, seed 0, 100 steps; results/lecture/no_t):
-- The losses again are as close as the lecture's: 0.0333 without t, 0.0327 with it.
-- The lecture's rescue works: 4.49 becomes 3.56 with eta 1, and 29.69 becomes 6.31 with eta 0, where plain DDIM leaves
-  some images noisy. A few images are lost: 8 of 2048 end all white with eta 1.
-- Plain DDIM with eta 1 is not the failure that the lecture saw. Lesson 1's network, which is told t, has 2.59.
-
-What the best answers that there are do, for 2048 of the images (--ideal; 50 steps, seed 0; results/small/no_t-ideal):
-- Without fresh noise plain DDIM leaves noise with these, too: 29.18. The rescue takes away all of it: 2.04. (Told t,
-  the ideal denoiser has 2.13.) With eta 1 there is little to rescue: 2.17, and 1.78 with it.
-- So it is not the network's fault alone. Without t, noise that is by luck some 2% stronger or weaker is hard to tell
-  from that of another t, and what is misjudged stays. The rescue mends it because lesson 2's network takes the luck for
-  the same other t.
+What a network of the lecture's size does (25 passes on a GPU, seed 0, 100 steps; results/lecture/no_t): the losses are
+0.0333 and 0.0327. The rescue works: 4.49 becomes 3.56 with eta 1, and 29.69 becomes 6.31 with eta 0, where plain DDIM
+leaves some images noisy. With eta 1 plain DDIM does not fail as it did in the lecture. (Lesson 1's network, which is
+told t, has 2.59.)
 """
 import argparse
 import functools

@@ -156,7 +156,6 @@ def main(argv=None):
     if args.compare and args.target: parser.error("--compare trains both targets, without --target")
     if args.compare and args.retrain: parser.error("--retrain takes one --target at a time, without --compare")
     if args.samples: parser.error("--samples: nothing is sampled in this lesson")
-    if args.batch_size == 1: parser.error("--batch-size 1: batch norm needs two images at least")
     settle(parser, args)
     args.data = find_data(args.data, args.data_dir)
     x0 = fashion_mnist(args.data_dir, True, args.data, args.count)[0].mul_(INPUT_SCALE)

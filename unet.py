@@ -210,7 +210,7 @@ def processor():
 def has_matrix_units(kind):
     """Whether devices of this kind multiply matrices in bfloat16 much faster: recent CUDA GPUs and some x86 CPUs do."""
     if kind == "cuda": return torch.cuda.get_device_capability() >= (8, 0)
-    # The one Intel without AMX that was measured took 1.3 to 1.5 times as long in bfloat16. AMD's gain by it.
+    # The one Intel without AMX that was measured took 1.3 to 1.5 times as long in bfloat16. AMD's are faster in it.
     return kind == "cpu" and ("amx_bf16" in processor()
                               or "avx512_bf16" in processor() and "AuthenticAMD" in processor())
 
@@ -283,7 +283,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     belongs to other settings, and where the loss is not finite.
     """
     device, path = next(model.parameters()).device, path and Path(path)
-    # Channels last is the faster layout, but for a CPU's group norm in bfloat16.
+    # Channels last is the faster layout, except on CPUs in bfloat16, where group norm is slow in it.
     channels_first = amp and device.type == "cpu" and has_matrix_units("cpu")
     model.to(memory_format=torch.contiguous_format if channels_first else torch.channels_last)
     settings = json.loads(json.dumps(settings or {}))                      # plain values only: tuples become lists
@@ -581,7 +581,7 @@ def flags(lesson, description):
     add = parser.add_argument
     add("--size", choices=SIZES, help="set of defaults: lecture (usual with CUDA), small (elsewhere), tiny (a test)")
     add("--epochs", type=number(int, 1, 100_000), help="passes over the training images")
-    add("--batch-size", type=number(int, 1, 60_000), help="images in a training step")
+    add("--batch-size", type=number(int, 2, 60_000), help="images in a training step, 2 at least")
     add("--lr", type=number(float, 1e-9, 1e3), help="peak learning rate")
     add("--samples", type=number(int, 2, 60_000), help="images to sample and score (lesson 2 samples none)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights, training and sampling (default 0)")

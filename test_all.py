@@ -1926,7 +1926,7 @@ def said_in_the_readme(sentence):
     return sentence in " ".join(readmes().split())
 
 
-def test_the_readme_has_the_lectures_size():
+def test_the_readme_has_the_lectures_size(capsys):
     (half,), (full,) = kept("karras-half", "lecture"), records_of("lesson 4: lms, 20 steps", size="lecture")
     assert half["network"] == full["network"] and abs(half["fid"] - full["fid"]) < full["floor_sd"]
     assert said_in_the_readme(f"score {half['fid']:.2f} by LMS in 20 steps, where the H200 has {full['fid']:.2f}")
@@ -2022,7 +2022,9 @@ def test_the_readme_has_the_lectures_size():
         max(r["train_seconds"] for r, _ in both) / 60,
         sum(r["sample_seconds"] for r, _ in both if r["eta"] != 1 and not r["churn"]) / 60))
     assert default == one and {k: one[k] for k in karras.RECIPE["small"]} == karras.RECIPE["small"]
-    assert said_in_the_readme(f"near {one['fid']:.0f} from it, near {two['fid']:.0f} with twice the training")
+    fid.comparison([one], karras.label, karras.LECTURE, "out/karras")
+    for line in capsys.readouterr().out.splitlines()[:3]: assert f"\n    {line}\n" in readmes()
+    assert said_in_the_readme(f"a FID near {one['fid']:.0f}, near {two['fid']:.0f} with twice the training")
     assert said_in_the_readme(f"scores {one['fid']:.1f} by LMS in 20 steps, where two passes on the same machine score "
                               f"{two['fid']:.1f}")
     for lesson, name in (cosine_ddim, "lesson 1: ddim, 50 steps, eta 1"), (no_t, "lesson 3: no t, 50 steps, eta 1, "

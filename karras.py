@@ -22,7 +22,7 @@ helps, 27.4 in 50 ancestral steps with eta 1, and so does --sig-data 0.66, twice
 
 What a network of the lecture's size does (25 passes on a GPU, seed 0; results/lecture/karras, karras-sig-data-0.66):
 Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse. With
---sig-data 0.66 --lr 4e-3 DPM++ scores 3.14 in 20 steps, and 100 ancestral steps with eta 1 2.31. (Lesson 1's network
+--sig-data 0.66 --lr 4e-3 DPM++ scores 3.14 in 20 steps, and 2.31 in 100 ancestral steps with eta 1. (Lesson 1's network
 has 2.59 in 100. Which is better, then? README.md, "Karras or cosine".)
 """
 import math

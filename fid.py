@@ -422,7 +422,7 @@ def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 4
         colour = COLOURS[i % len(COLOURS)]
         points = [(to_x(x), to_y(y)) for x, y in zip(xs, ys) if np.isfinite([x, y]).all()]
         if kind == "line": draw.line(points, colour, 2)
-        for j, (x, y) in enumerate(points):
+        for x, y in points:
             if kind == "points":                                           # rings, so that those in one place show
                 radius = 4 + 2 * (i % 3)
                 draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=2)

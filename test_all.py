@@ -2454,6 +2454,25 @@ def test_the_readme_has_lesson_3_with_another_seed():
         late["fid"], plain["fid"], late["kid"], plain["kid"]))
 
 
+def test_the_readme_has_the_seed_of_lesson_3_that_failed():
+    plain, followed, strength = kept("no_t-seed-2")
+    others = [records_of("lesson 3: no t, 50 steps, eta 1, rescue none")[0], kept("no_t-seed-1")[0]]
+    assert {(r["seed"], r["epochs"], r["weights"]) for r in (plain, followed, strength)} == {(2, 2, plain["weights"])}
+    assert all(no_t.label(r) == no_t.label(plain) for r in (followed, *others)) and followed["answer"] == "follows"
+    assert said_in_the_readme("scores {:.2f}, where the others have {:.1f} and {:.1f}: many".format(
+        *(r["fid"] for r in (plain, *others))))
+    assert said_in_the_readme("seeds two score {1:.1f} and {2:.1f}, the third, with the same loss, {0:.1f},".format(
+        *(r["fid"] for r in (plain, *others))))
+    assert said_in_the_readme(
+        "(residual noise {:.3f}, KID {:.4f}; the classifier takes {} of 2048 for sandals). The loss does not show it: "
+        "{:.4f} at the end, the others' {:.4f} and {:.4f}.".format(
+            plain["border"], plain["kid"], plain["classes"][fid.CLASSES.index("Sandal")],
+            *(r["loss"] for r in (plain, *others))))
+    slopes = [at["slope"] for at in strength["by_time"] if at["t"] >= 0.7]
+    assert said_in_the_readme(f"(a slope of {min(slopes):.2f} to {max(slopes):.2f} from t = 0.98 to 0.7): with the "
+                              f"lines that let it follow, the score is {followed['fid']:.2f}.")
+
+
 def test_the_readme_has_the_same_samplers_on_three_machines():
     _, float32, amx = machines = [
         {karras.label(r): r for r in kept(folder) if r["seed"] == 0 and r["samples"] == 2048}
@@ -2522,6 +2541,7 @@ def test_the_readme_has_the_dials():
 def test_the_readme_has_how_far_seeds_of_the_small_network_differ():
     scores, differ = {}, {}
     for path in sorted((HERE / "results" / "small").glob("*/results.json")):
+        if path.parent.name == "no_t-seed-2": continue                     # that failed, and is told of apart
         for r in json.loads(path.read_text()):
             if "weights" in r and r.get("samples") == 2048 and "fid" in r:
                 how = tuple(str(r.get(name)) for name in (
@@ -2579,7 +2599,7 @@ def test_the_readme_has_why_cosine_is_ahead():
 
 
 @pytest.mark.parametrize("lesson, folders, else_where", [
-    (cosine_ddim, ["cosine_ddim", "dials"], {"0.033"}), (no_t, ["no_t", "cosine_ddim"], {"0.7"}),
+    (cosine_ddim, ["cosine_ddim", "dials"], {"0.033"}), (no_t, ["no_t", "no_t-seed-2", "cosine_ddim"], {"0.7"}),
     (karras, ["karras", "karras-one-pass", "karras-sig-data-0.66", "cosine_ddim"], set()),
     (noise_pred, ["noise_pred"], set()), (fid, ["fid"], {"0.03", "0.1"})])
 def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesson, folders, else_where):

@@ -124,7 +124,7 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
 # eta 0 each later step removes only what the time says, so the excess stays while sigma falls, until it is all that is
 # left. With eta 1 each step replaces some old noise by fresh noise. Variances of independent noises add, so the excess
 # counts for less each time, and falls in proportion to sigma.
-# Why the network misses some, and two lines that mend most of it: results/README.md, "Why eta below 1 leaves noise".
+# Why the network misses some, and what mends most of it: results/README.md, "Why eta below 1 leaves noise".
 
 def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
     """From standard normal x (N, 1, H, W) along the times ts: yields (x_0_hat, x_t) after every step.

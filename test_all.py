@@ -2031,7 +2031,7 @@ def test_the_readme_has_the_lectures_size(capsys):
                                                                            "rescue none"):
         (r,) = records_of(name)
         assert {k: r[k] for k in lesson.RECIPE["small"]} == lesson.RECIPE["small"]
-    plain, rescued, bounded = kept("no_t-one-pass")
+    plain, rescued, bounded, *_ = kept("no_t-one-pass")
     assert said_in_the_readme(f"without the rescue it scores {plain['fid']:.1f} and burns out or darkens many "
                               f"clothes (residual noise {plain['border']:.3f}), with it {rescued['fid']:.1f} and loses "
                               f"many images, with it and clip 1 {bounded['fid']:.1f} (")
@@ -2454,23 +2454,81 @@ def test_the_readme_has_lesson_3_with_another_seed():
         late["fid"], plain["fid"], late["kid"], plain["kid"]))
 
 
+def brightness(folder):
+    """The records of the three lines that let lesson 3's answer follow the noise's brightness: as it is, with these
+    lines, and what was measured of the network (all of one network)."""
+    records = kept(folder)
+    (followed,) = [r for r in records if r.get("answer") == "brightness follows"]
+    (seen,) = [r for r in records if r["what"] == "brightness of the noise" and not r["told_t"]]
+    plain = records[0]
+    assert no_t.label(plain) == no_t.label(followed) == "no t, 50 steps, eta 1, rescue none" and "answer" not in plain
+    assert len({(r["weights"], r["seed"], r["epochs"]) for r in (plain, followed, seen)}) == 1
+    return plain, followed, seen
+
+
 def test_the_readme_has_the_seed_of_lesson_3_that_failed():
-    plain, followed, strength = kept("no_t-seed-2")
+    plain, followed, _ = brightness("no_t-seed-2")
     others = [records_of("lesson 3: no t, 50 steps, eta 1, rescue none")[0], kept("no_t-seed-1")[0]]
-    assert {(r["seed"], r["epochs"], r["weights"]) for r in (plain, followed, strength)} == {(2, 2, plain["weights"])}
-    assert all(no_t.label(r) == no_t.label(plain) for r in (followed, *others)) and followed["answer"] == "follows"
+    assert all(no_t.label(r) == no_t.label(plain) for r in others) and (plain["seed"], plain["epochs"]) == (2, 2)
     assert said_in_the_readme("scores {:.2f}, where the others have {:.1f} and {:.1f}: many".format(
         *(r["fid"] for r in (plain, *others))))
-    assert said_in_the_readme("seeds two score {1:.1f} and {2:.1f}, the third, with the same loss, {0:.1f},".format(
+    assert said_in_the_readme("seeds two score {1:.1f} and {2:.1f}, the third, with the same loss, {0:.1f}:".format(
         *(r["fid"] for r in (plain, *others))))
     assert said_in_the_readme(
         "(residual noise {:.3f}, KID {:.4f}; the classifier takes {} of 2048 for sandals). The loss does not show it: "
         "{:.4f} at the end, the others' {:.4f} and {:.4f}.".format(
             plain["border"], plain["kid"], plain["classes"][fid.CLASSES.index("Sandal")],
             *(r["loss"] for r in (plain, *others))))
-    slopes = [at["slope"] for at in strength["by_time"] if at["t"] >= 0.7]
-    assert said_in_the_readme(f"(a slope of {min(slopes):.2f} to {max(slopes):.2f} from t = 0.98 to 0.7): with the "
-                              f"lines that let it follow, the score is {followed['fid']:.2f}.")
+    for bring in "changed lines bring the score to", "changed lines bring it to":
+        assert said_in_the_readme(f"{bring} {followed['fid']:.2f}.")
+
+
+def test_the_readme_has_why_a_small_network_burns_clothes_out():
+    trials = [brightness(folder) for folder in ("no_t-float32", "no_t-seed-2", "no_t-one-pass")]
+    (told,) = [r for r in kept("no_t-float32") if r.get("told_t")]
+    assert told["weights"] == kept("cosine_ddim-float32")[0]["weights"]
+    networks = [told] + [seen for _, _, seen in trials]
+    at = lambda network, t: next(row for row in network["by_time"] if row["t"] == t)
+    rows = table("lesson 3, 50 steps, eta 1, rescue none |")
+    assert len(rows) == 10
+    for name, *figures in rows:
+        if name.startswith("slope"):
+            t = float(name.split("=")[1])
+            assert figures == [f"{at(network, t)['brightness_slope']:.2f}" for network in networks], name
+        elif name.startswith("brightness"):
+            step = int(name.split("step")[1])
+            assert figures == [f"{n['brightness_sd_of_x_0_hat'][step - 1]:.2f}" for n in networks], name
+        else:
+            i = ["FID, as it is", "FID, brightness follows"].index(name)
+            assert figures[1:] == [f"{trial[i]['fid']:.2f}" for trial in trials], name
+    seen = [at(told, t)["brightness_from_the_mean"] for t in (0.98, 0.9, 0.8, 0.5)]
+    assert said_in_the_readme("nothing of x_t but its mean could have slopes of {:.2f}, {:.2f}, {:.2f} and {:.2f}."
+                              .format(*seen))
+    assert said_in_the_readme(f"among real images it is {told['brightness_sd_of_reals']:.2f}.")
+    strengths = [row["slope"] for r in kept("no_t-seed-2") if r["what"] == "strength of the noise"
+                 for row in r["by_time"] if row["t"] >= 0.7]
+    (strong,) = [r for r in kept("no_t-seed-2") if r.get("answer") == "follows"]
+    assert said_in_the_readme(f"(a slope of {min(strengths):.2f} to {max(strengths):.2f} from t = 0.98 to 0.7): with "
+                              f"the lines that let it follow, the score is {strong['fid']:.2f}.")
+    assert said_in_the_readme("{1:.2f} instead of {0:.2f}".format(*(r["fid"] for r in trials[0][:2])))
+    both = [r["fid"] for folder in ("no_t-float32", "no_t-seed-2") for r in kept(folder)
+            if r.get("answer") == "both follow" and r["eta"] == 0]
+    assert said_in_the_readme("together they score {:.2f} by seed 0 and {:.2f} by seed 2".format(*both))
+
+
+def test_the_noises_brightness_is_seen_from_the_mean_alone_as_the_readme_has_it():
+    # Mean of x_t = sqrt(abar) b + sqrt(1 - abar) n: the least squares guess of n, by drawing b and n.
+    (told,) = [r for r in kept("no_t-float32") if r.get("told_t")]
+    generator = torch.Generator().manual_seed(0)
+    b, n = torch.randn(2, 200_000, generator=generator, dtype=torch.double)
+    b, n = b * told["brightness_sd_of_reals"], n / 32
+    for row in told["by_time"]:
+        abar = float(cosine_ddim.abar(row["t"]))
+        mean = abar ** 0.5 * b + (1 - abar) ** 0.5 * n
+        guess = (mean @ n) / (mean @ mean) * mean
+        slope = (guess @ n) / (n @ n)                                      # as the network's is measured
+        assert abs(slope - row["brightness_from_the_mean"]) < 0.01
+    assert abs(told["by_time"][3]["brightness_from_the_mean"] - 0.5) < 0.02 and told["by_time"][3]["t"] == 0.8
 
 
 def test_the_readme_has_the_same_samplers_on_three_machines():

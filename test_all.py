@@ -2549,8 +2549,8 @@ def test_the_readme_has_why_a_small_network_burns_clothes_out():
     (strong,) = [r for r in kept("no_t-seed-2") if r.get("answer") == "follows"]
     assert said_in_the_readme(f"(a slope of {min(strengths):.2f} to {max(strengths):.2f} from t = 0.98 to 0.7): with "
                               f"the lines that let it follow, the score is {strong['fid']:.2f}.")
-    assert said_in_the_readme("{1:.2f} instead of {0:.2f}, and lesson 1's, which is told t, does not: {3:.2f} instead of "
-                              "{2:.2f}.".format(*(r["fid"] for r in (*trials[0][:2], ddim, ddim_followed))))
+    assert said_in_the_readme("{1:.2f} instead of {0:.2f}, and lesson 1's, which is told t, does not: {3:.2f} instead "
+                              "of {2:.2f}.".format(*(r["fid"] for r in (*trials[0][:2], ddim, ddim_followed))))
     both = [r["fid"] for folder in ("no_t-float32", "no_t-seed-2") for r in kept(folder)
             if r.get("answer") == "both follow" and r["eta"] == 0]
     (as_it_is,) = [r["fid"] for r in kept("no_t-seed-2") if r.get("eta") == 0 and "answer" not in r]

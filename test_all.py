@@ -2512,6 +2512,18 @@ def test_missed_brightness_falls_as_the_readme_has_it():
     assert said_in_the_readme(f"to a {round(falls(0.75), -1):.0f}th by a slope of 0.75, to a sixth by 0.25")
     assert round(falls(0.25)) == 6
 
+    # And noise 1% stronger, of which the answer sees a share: relative to sigma what is missed falls in the same way.
+    def strengths(x):
+        of = lambda x, t: (x.square().mean() / (1 - cosine_ddim.abar(t))).sqrt()
+        find_noise = lambda x, t: x / x.square().mean().sqrt() * (1 + share * (of(x, t) - 1))
+        torch.manual_seed(1)                                               # the same fresh noise both times
+        path = itertools.islice(cosine_ddim.sample(find_noise, x, ts, eta=1.0), 11)
+        return torch.stack([of(x, t) for t, x in zip(ts, [x, *(x for _, x in path)])])
+    var = ((1 - cosine_ddim.abar(ts)) / cosine_ddim.abar(ts))[:12]
+    assert np.allclose((strengths(1.01 * x) - strengths(x))[1:] / 0.01,
+                       (1 - share * (1 - var[1:] / var[:-1])).cumprod(0), rtol=0.05)
+    assert said_in_the_readme("(Missed strength falls as sigma^(1 + 2 slope), because there")
+
 
 def test_the_readme_has_why_a_small_network_burns_clothes_out():
     trials = [brightness(folder) for folder in ("no_t-float32", "no_t-seed-2", "no_t-one-pass")]
@@ -2549,6 +2561,8 @@ def test_the_readme_has_why_a_small_network_burns_clothes_out():
     (strong,) = [r for r in kept("no_t-seed-2") if r.get("answer") == "follows"]
     assert said_in_the_readme(f"(a slope of {min(strengths):.2f} to {max(strengths):.2f} from t = 0.98 to 0.7): with "
                               f"the lines that let it follow, the score is {strong['fid']:.2f}.")
+    assert said_in_the_readme("told t it has a slope of {:.2f} at t = 0.98, not told {:.2f}, probably".format(
+        *(at(ideal, 0.98)[f"brightness_slope_{how}"] for how in ("told", "not_told"))))
     assert said_in_the_readme("{1:.2f} instead of {0:.2f}, and lesson 1's, which is told t, does not: {3:.2f} instead "
                               "of {2:.2f}.".format(*(r["fid"] for r in (*trials[0][:2], ddim, ddim_followed))))
     both = [r["fid"] for folder in ("no_t-float32", "no_t-seed-2") for r in kept(folder)

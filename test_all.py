@@ -2469,12 +2469,21 @@ def brightness(folder):
 
 def test_the_readme_has_the_seed_of_lesson_3_that_failed():
     plain, followed, _ = brightness("no_t-seed-2")
+    fourth, longer = kept("no_t-seed-3")[0], kept("no_t-seed-2-four-passes")[0]
     others = [records_of("lesson 3: no t, 50 steps, eta 1, rescue none")[0], kept("no_t-seed-1")[0]]
     assert all(no_t.label(r) == no_t.label(plain) for r in others) and (plain["seed"], plain["epochs"]) == (2, 2)
     assert said_in_the_readme("scores {:.2f}, where the others have {:.1f} and {:.1f}: many".format(
         *(r["fid"] for r in (plain, *others))))
-    assert said_in_the_readme("seeds two score {1:.1f} and {2:.1f}, the third, with the same loss, {0:.1f}:".format(
-        *(r["fid"] for r in (plain, *others))))
+    assert all(no_t.label(r) == no_t.label(plain) for r in (fourth, longer))
+    assert [(r["seed"], r["epochs"]) for r in (fourth, longer)] == [(3, 2), (2, 4)]
+    good = sorted(r["fid"] for r in (*others, fourth))
+    assert said_in_the_readme("of four seeds three score {:.1f} to {:.1f}, the fourth, with no higher loss, "
+                              "{:.1f}:".format(good[0], good[-1], plain["fid"]))
+    assert plain["loss"] < min(r["loss"] for r in (*others, fourth))
+    assert said_in_the_readme("it scores {:.2f}, although its loss is the highest, {:.4f}. Nor does seed 2 after four "
+                              "passes, {:.2f}, and".format(fourth["fid"], fourth["loss"], longer["fid"]))
+    assert fourth["loss"] > max(r["loss"] for r in (plain, *others))
+    assert said_in_the_readme(f"With `--epochs 4` the same seed scores {longer['fid']:.2f}.")
     assert said_in_the_readme(
         "(residual noise {:.3f}, KID {:.4f}; the classifier takes {} of 2048 for sandals). The loss does not show it: "
         "{:.4f} at the end, the others' {:.4f} and {:.4f}.".format(
@@ -2565,6 +2574,27 @@ def test_the_readme_has_why_a_small_network_burns_clothes_out():
         *(at(ideal, 0.98)[f"brightness_slope_{how}"] for how in ("told", "not_told"))))
     assert said_in_the_readme("{1:.2f} instead of {0:.2f}, and lesson 1's, which is told t, does not: {3:.2f} instead "
                               "of {2:.2f}.".format(*(r["fid"] for r in (*trials[0][:2], ddim, ddim_followed))))
+    four, fourth = (kept(folder)[:2] for folder in ("no_t-seed-2-four-passes", "no_t-seed-3"))
+    assert all(score["weights"] == seen["weights"] for score, seen in (four, fourth))
+    seen = four[1]["brightness_sd_of_x_0_hat"][-1]
+    assert f"{seen:.2f}" == f"{trials[0][2]['brightness_sd_of_x_0_hat'][-1]:.2f}"
+    assert said_in_the_readme("seed 2 scores {:.2f} (`no_t-seed-2-four-passes`): at t = 0.98 its slope is {:.2f}, and "
+                              "at the end images differ by {:.2f}, as with seed 0 after two.".format(
+                                  four[0]["fid"], at(four[1], 0.98)["brightness_slope"], seen))
+    (way,) = [r for r in kept("no_t-seed-2-four-passes") if r["what"] == "brightness of the noise, while training"]
+    slopes = {row["step"]: row["brightness_slope"] for row in way["by_step"]}
+    assert (way["t"], way["network"]) == (0.98, four[0]["network"]) and sorted(slopes.values()) == list(slopes.values())
+    assert said_in_the_readme("of the {} steps of that training the slope is {:.2f} after 2479, {:.2f} after 3645, "
+                              "{:.2f} after 5507 and {:.2f} after 7313.".format(
+                                  way["steps_in_all"], *(slopes[step] for step in (2479, 3645, 5507, 7313))))
+    score, seen = fourth
+    assert said_in_the_readme("has {:.2f} at t = 0.98 after two passes, and scores {:.2f}.".format(
+        at(seen, 0.98)["brightness_slope"], score["fid"]))
+    untold = [(at(seen, 0.98)["brightness_slope"], r["fid"])
+              for r, _, seen in trials] + [(at(seen, 0.98)["brightness_slope"], r["fid"]) for r, seen in (four, fourth)]
+    assert said_in_the_readme("those with {:.2f} or more did not fail, those with {:.2f} or less did.".format(
+        min(slope for slope, score in untold if score < 20), max(slope for slope, score in untold if score > 40)))
+    assert all(score < 20 or score > 40 for _, score in untold)
     both = [r["fid"] for folder in ("no_t-float32", "no_t-seed-2") for r in kept(folder)
             if r.get("answer") == "both follow" and r["eta"] == 0]
     (as_it_is,) = [r["fid"] for r in kept("no_t-seed-2") if r.get("eta") == 0 and "answer" not in r]
@@ -2701,7 +2731,8 @@ def test_the_readme_has_why_cosine_is_ahead():
 
 
 @pytest.mark.parametrize("lesson, folders, else_where", [
-    (cosine_ddim, ["cosine_ddim", "dials"], {"0.033"}), (no_t, ["no_t", "no_t-seed-2", "cosine_ddim"], {"0.7"}),
+    (cosine_ddim, ["cosine_ddim", "dials"], {"0.033"}),
+    (no_t, ["no_t", "no_t-seed-2", "no_t-seed-2-four-passes", "cosine_ddim"], {"0.7"}),
     (karras, ["karras", "karras-one-pass", "karras-sig-data-0.66", "cosine_ddim"], set()),
     (noise_pred, ["noise_pred"], set()), (fid, ["fid"], {"0.03", "0.1"})])
 def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesson, folders, else_where):

@@ -1,4 +1,5 @@
 """pytest test_all.py: properties with a known answer first, then every script from end to end on drawn clothes."""
+import argparse
 import hashlib
 import itertools
 import json
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -2603,6 +2605,15 @@ def test_the_readme_has_why_a_small_network_burns_clothes_out():
     picture, noise = (float(cosine_ddim.abar(0.8)) ** 0.5 * told["brightness_sd_of_reals"],
                       float(1 - cosine_ddim.abar(0.8)) ** 0.5 / 32)
     assert f"{picture:.3f}" == f"{noise:.3f}" == "0.030" and said_in_the_readme("each varies by 0.030 from image")
+
+
+def test_the_readmes_lines_print_the_slope_of_brightness(capsys):
+    lines = re.search(r"These lines print it.*?\n\n(.*?)\n\n", (HERE / "results" / "README.md").read_text(), re.S)[1]
+    torch.manual_seed(0)
+    exec(textwrap.dedent(lines), dict(                                     # as they stand in no_t.main, of 0.4
+        vars(no_t), x0=torch.zeros(2000, 1, 32, 32), args=argparse.Namespace(device="cpu"),
+        model=lambda x, t: 0.4 * x.mean((1, 2, 3), keepdim=True).expand_as(x)))
+    assert capsys.readouterr().out == "slope 0.40\n"
 
 
 def test_the_readme_has_the_same_samplers_on_three_machines():

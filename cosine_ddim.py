@@ -123,7 +123,7 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
 # x_0_hat is off by the network's error times sigma, so some noise is missed: x_t is noisier than its time says. With
 # eta 0 each later step removes only what the time says, so the excess stays while sigma falls, until it is all that is
 # left. With eta 1 each step replaces some old noise by fresh noise. Variances of independent noises add, so the excess
-# counts for less each time, and falls in proportion to sigma.
+# counts for less each time, and falls as fast as sigma, or faster.
 # Why the network misses some, and what mends most of it: results/README.md, "Why eta below 1 leaves noise".
 
 def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
@@ -145,7 +145,8 @@ def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
 
 # gamma's curve, as it falls or rises from u = start to end; start and end, if nothing else is asked for.
 SCHEDULES = {"linear": (lambda u, tau: 1 - u, 0.0, 1.0),
-             "cosine": (lambda u, tau: abar(u) ** tau, 0.0, 1.0),
+             # cos(u pi / 2) ** (2 tau), but in spite of rounding 0 at u = 1: a small tau would magnify what is left.
+             "cosine": (lambda u, tau: (math.pi / 2 * (1 - u)).sin().clamp(min=0) ** (2 * tau), 0.0, 1.0),
              "sigmoid": (lambda u, tau: (u / tau).sigmoid(), -3.0, 3.0)}
 
 
@@ -166,7 +167,8 @@ def noise_schedule(name="cosine", start=None, end=None, tau=None):
     if name == "cosine" and (start < 0 or end > 1):
         raise Problem(f"--start {start:g}, --end {end:g}: cosine is cut from 0 to 1")
     first, last = (float(curve(torch.tensor(u), tau)) for u in (start, end))
-    if first == last: raise Problem(f"--start {start:g}, --end {end:g}, --tau {tau:g}: that piece of the curve is flat")
+    if abs(first - last) < 1e-4:                                           # too few float32 numbers in between
+        raise Problem(f"--start {start:g}, --end {end:g}, --tau {tau:g}: that piece of the curve is flat")
     return lambda t: ((last - curve(start + torch.as_tensor(t) * (end - start), tau)) / (last - first)).clamp(1e-9, 1)
 
 

@@ -227,6 +227,7 @@ class ImageEval:
     """Scores images (N, 1, 32, 32) in [-1, 1] against the 10,000 test images, on the pinned classifier.
 
     samples: how many images will be scored, as the floor depends on it: 20 draws of that many real training images.
+    It has to be less than there are of them.
     count: how many real images to load, for tests; None is all. What takes long is kept in the folder `cache`.
     """
 
@@ -252,14 +253,16 @@ class ImageEval:
         real = self.features(images)
         progress(f"measuring what {samples} real images score, once ...", end=True)
         train, random = fashion_mnist(data_dir, True, self.data, count)[0], np.random.default_rng(0)
-        if samples > len(train):
-            raise Problem(f"{samples} images cannot be compared with as many of {len(train)} real ones")
+        if samples >= len(train):
+            raise Problem(f"{samples} images cannot be compared with as many drawn from {len(train)} real ones")
         draws = [random.choice(len(train), samples, replace=False) for _ in range(20)]
         drawn, where = np.unique(draws, return_inverse=True)               # of 60,000 only half are drawn at all
         features, reference = self.features(train[torch.from_numpy(drawn)]), statistics(real)
         scores = [frechet_distance(*statistics(features[torch.from_numpy(draw)]), *reference)
                   for draw in where.reshape(20, samples)]
-        return {"real": real, "floor": float(np.mean(scores)), "floor_sd": float(np.std(scores, ddof=1))}
+        # Draws of many images share some, and so differ too little: by the finite population correction, undone here.
+        floor_sd = np.std(scores, ddof=1) / (1 - samples / len(train)) ** 0.5
+        return {"real": real, "floor": float(np.mean(scores)), "floor_sd": float(floor_sd)}
 
     def features(self, images):
         """(N, 512): what the classifier sees, before it decides. Refuses what no score should be made of."""

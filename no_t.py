@@ -15,7 +15,7 @@ every step how noisy x_t really is: 3.88, where real images score 1.9 to 2.6.
 What the small network does (two passes, seed 0, 50 steps, eta 1; results/small/no_t): the losses are as close as the
 lecture's, 0.0389 without t and 0.0383 with it, but plain DDIM scores 14.8, lesson 1 11.0. (One seed of four has 41.5,
 after four passes 9.6: results/README.md, "Why a small network burns clothes out".) The lecture's rescue makes that
-worse, 47.3 (README.md says why, --trace shows how), unless it begins at t = 0.7: 12.5, hardly a gain.
+worse, 47.3 (README.md says why, --trace --steps 50 shows how), unless it begins at t = 0.7: 12.5, hardly a gain.
 
 What a network of the lecture's size does (25 passes on a GPU, seed 0, 100 steps; results/lecture/no_t): the losses are
 0.0333 and 0.0327. The rescue works: 4.49 becomes 3.56 with eta 1, and 29.69 becomes 6.31 with eta 0, where plain DDIM

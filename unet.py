@@ -207,17 +207,17 @@ def processor():
 
 
 @functools.cache
-def has_matrix_units(kind):
-    """Whether devices of this kind multiply matrices in bfloat16 much faster: recent CUDA GPUs and some x86 CPUs do."""
-    if kind == "cuda": return torch.cuda.get_device_capability() >= (8, 0)
+def has_matrix_units(device):
+    """Whether a torch.device multiplies matrices in bfloat16 much faster: recent CUDA GPUs and some x86 CPUs do."""
+    if device.type == "cuda": return torch.cuda.get_device_capability(device) >= (8, 0)
     # The one Intel without AMX that was measured took 1.3 to 1.5 times as long in bfloat16. AMD's are faster in it.
-    return kind == "cpu" and ("amx_bf16" in processor()
-                              or "avx512_bf16" in processor() and "AuthenticAMD" in processor())
+    return device.type == "cpu" and ("amx_bf16" in processor()
+                                     or "avx512_bf16" in processor() and "AuthenticAMD" in processor())
 
 
 def mixed_precision(device, amp=True):
     """Matrix products in bfloat16 where there are units for it; weights, and sums in a loss, stay float32."""
-    units = amp and has_matrix_units(device.type)
+    units = amp and has_matrix_units(device)
     return torch.autocast(device.type, torch.bfloat16) if units else contextlib.nullcontext()
 
 
@@ -284,7 +284,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     """
     device, path = next(model.parameters()).device, path and Path(path)
     # Channels last is the faster layout, except on CPUs in bfloat16, where group norm is slow in it.
-    channels_first = amp and device.type == "cpu" and has_matrix_units("cpu")
+    channels_first = amp and device.type == "cpu" and has_matrix_units(device)
     model.to(memory_format=torch.contiguous_format if channels_first else torch.channels_last)
     settings = json.loads(json.dumps(settings or {}))                      # plain values only: tuples become lists
     if path and path.exists() and not retrain:
@@ -296,6 +296,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     batch_size = min(batch_size, len(images))
     per_epoch = len(images) // batch_size
     total = epochs * per_epoch
+    if total < 2: raise Problem(f"one step of {batch_size} images is no training: lower --batch-size or raise --epochs")
     optim = optimizer(model.parameters(), lr=lr, fused=device.type in ("cpu", "cuda"))
     # The rate climbs for the first 30% of the steps, then falls to next to nothing; Adam's first beta goes the other
     # way, from 0.95 to 0.85 and back.
@@ -490,6 +491,7 @@ def load_checkpoint(path, settings=None, needs=("model",), remedy="delete it"):
         if not isinstance(state, dict): raise TypeError("no dictionary")
         found = dict(state["settings"])
         if missing := [name for name in needs if name not in state]: raise KeyError(f"no {missing[0]} in it")
+    except PermissionError: raise                                          # it may be sound
     except Exception as error:                                             # a damaged file may raise anything
         raise Problem(f"{path} is damaged or not a checkpoint of ours ({first_line(error)}): {remedy}")
     if settings is not None and found != settings:
@@ -583,7 +585,7 @@ def flags(lesson, description):
     add("--epochs", type=number(int, 1, 100_000), help="passes over the training images")
     add("--batch-size", type=number(int, 2, 60_000), help="images in a training step, 2 at least")
     add("--lr", type=number(float, 1e-9, 1e3), help="peak learning rate")
-    add("--samples", type=number(int, 2, 60_000), help="images to sample and score (lesson 2 samples none)")
+    add("--samples", type=number(int, 2, 59_999), help="images to sample and score (lesson 2 samples none)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights, training and sampling (default 0)")
     add("--device", default="auto", help="cuda, mps, cpu (default: the first of them that is there)")
     add("--data", choices=("auto", "fashion", "drawn"), default="auto",
@@ -601,9 +603,9 @@ def settle(parser, args):
     args.size = args.size or ("lecture" if args.device.type == "cuda" else "small")
     for name, value in SIZES[args.size].items():
         if getattr(args, name, None) is None: setattr(args, name, value)
-    if args.samples > (args.count or 60_000):
-        parser.error(f"--samples {args.samples}: a score is compared with that of as many real images, of which there "
-                     f"are {args.count or 60_000}")
+    if args.samples >= (args.count or 60_000):
+        parser.error(f"--samples {args.samples}: a score is compared with those of as many real images, drawn "
+                     f"at random from {args.count or 60_000}")
     args.out_dir = Path(args.out_dir)
     args.folder = args.out_dir / args.lesson
     writable(args.folder)
@@ -654,7 +656,7 @@ def device_name(device):
 
 def precision(device, amp=True):
     """In which numbers the network's matrices are multiplied."""
-    return "bfloat16" if amp and has_matrix_units(device.type) else "float32"
+    return "bfloat16" if amp and has_matrix_units(device) else "float32"
 
 
 def measured_on(args, amp=True):

@@ -126,13 +126,14 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
 # counts for less each time, and falls as fast as sigma, or faster.
 # Why the network misses some, and what mends most of it: results/README.md, "Why eta below 1 leaves noise".
 
+@torch.no_grad()
 def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
     """From standard normal x (N, 1, H, W) along the times ts: yields (x_0_hat, x_t) after every step.
 
-    find_noise(x_t, t): any estimate of the noise in x_t at time t. The last call, at t = 0, changes nothing; it is the
-    lecture's, and lesson 3 has a use for it.
+    ts: a tensor or a list. find_noise(x_t, t): any estimate of the noise in x_t at time t. The last call, at t = 0,
+    changes nothing; it is the lecture's, and lesson 3 has a use for it.
     """
-    ts = ts.tolist()
+    ts = torch.as_tensor(ts).tolist()
     for t, t1 in zip(ts, ts[1:]):
         x_0_hat, x = ddim_step(x, find_noise(x, t), abar(t), abar(t1), eta, clip)
         yield x_0_hat, x

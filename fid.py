@@ -227,7 +227,7 @@ class ImageEval:
     """Scores images (N, 1, 32, 32) in [-1, 1] against the 10,000 test images, on the pinned classifier.
 
     samples: how many images will be scored, as the floor depends on it: 20 draws of that many real training images.
-    It has to be less than there are of them.
+    It has to be 2 at least, and less than there are of them.
     count: how many real images to load, for tests; None is all. What takes long is kept in the folder `cache`.
     """
 
@@ -253,7 +253,7 @@ class ImageEval:
         real = self.features(images)
         progress(f"measuring what {samples} real images score, once ...", end=True)
         train, random = fashion_mnist(data_dir, True, self.data, count)[0], np.random.default_rng(0)
-        if samples >= len(train):
+        if not 1 < samples < len(train):
             raise Problem(f"{samples} images cannot be compared with as many drawn from {len(train)} real ones")
         draws = [random.choice(len(train), samples, replace=False) for _ in range(20)]
         drawn, where = np.unique(draws, return_inverse=True)               # of 60,000 only half are drawn at all
@@ -310,8 +310,8 @@ def report(name, record, images, folder):
     print(f"{name}, {record['sample_seconds']:.0f} s: {describe(record)}\n    "
           + ", ".join(f"{n} {kind}" for n, kind in zip(record["classes"], CLASSES)))
     title = f"{name}, FID {record['fid']:.2f}{stand_in(record['data'])}"
-    grid(images[:64], None, 16, title=title).save(folder / f"samples-{name.replace(',', '').replace(' ', '-')}.png")
     save_results(folder, [record])
+    grid(images[:64], None, 16, title=title).save(folder / f"samples-{name.replace(',', '').replace(' ', '-')}.png")
 
 
 def comparison(records, label, lecture, folder):

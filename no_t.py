@@ -77,6 +77,7 @@ RESCUES = {"none": lambda t: False, "every": lambda t: True, "last": lambda t: t
            "late": lambda t: t <= 0.7}
 
 
+@torch.no_grad()
 def sample(find_noise, find_abar, x, ts, eta=1.0, clip=CLIP * INPUT_SCALE, rescue="every"):
     """Lesson 1's sample with a network that is not told t: yields (x_0_hat, x_t) after every step.
 
@@ -85,7 +86,7 @@ def sample(find_noise, find_abar, x, ts, eta=1.0, clip=CLIP * INPUT_SCALE, rescu
     the noise that should be. The last call, at t = 0, is idle in lesson 1: abar(0) is 1, so nothing is left to remove.
     With a predicted alphabar it removes what noise is left after all.
     """
-    ts = ts.tolist()
+    ts = torch.as_tensor(ts).tolist()
     for t, t1 in zip(ts, ts[1:]):
         abar_hat = near_median(find_abar(x)) if RESCUES[rescue](t) else None
         x_0_hat, x = ddim_step(x, find_noise(x), abar(t), abar(t1), eta, clip, abar_hat)

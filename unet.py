@@ -455,8 +455,10 @@ def save_atomically(content, path):
     try:
         temporary.write_text(content) if isinstance(content, str) else torch.save(content, temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:                               # the latter is torch's
+    except OSError as error:
         raise Problem(f"{path} cannot be written ({first_line(error)})")
+    except RuntimeError as error:                                          # torch's
+        raise Problem(f"{path} cannot be written, perhaps because the disk is full ({first_line(error)})")
     finally:
         temporary.unlink(missing_ok=True)
 

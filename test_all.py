@@ -2289,6 +2289,30 @@ def test_the_readme_has_why_the_small_networks_rescue_explodes():
         f"while the mean over all t is {plain[0]['loss']:.4f}.") and every[1]["kid"] > plain[1]["kid"]
 
 
+def test_the_readme_has_what_the_rescue_does_for_the_seed_that_failed():
+    *records, seen, seen_too = kept("no_t-seed-2-rescue")
+    known = {(r["epochs"], r["rescue"], r["clip"]): r for r in records}
+    assert len(known) == len(records) == 6 and {(r["seed"], r["eta"], r["steps"]) for r in records} == {(2, 1, 50)}
+    failed, longer = kept("no_t-seed-2")[0], kept("no_t-seed-2-four-passes")[0]
+    assert all(r["weights"] == {2: failed, 4: longer}[r["epochs"]]["weights"] for r in records)
+    late, every, late_too, every_too, bound, plain_bound = (known[how] for how in (
+        (2, "late", 4), (2, "every", 4), (4, "late", 4), (4, "every", 4), (4, "every", 1), (4, "none", 1)))
+    assert said_in_the_readme(
+        f"it scores {late['fid']:.2f} from t = 0.7 on instead of {failed['fid']:.2f}, with more residual noise, "
+        f"{late['border']:.3f} instead of {failed['border']:.3f}; at every step it scores {every['fid']:.2f}.")
+    assert said_in_the_readme(
+        f"({longer['fid']:.2f}), these score {late_too['fid']:.2f} and {every_too['fid']:.2f}. With clip 1 the rescue "
+        f"gains there, as by other seeds: {bound['fid']:.2f} instead of {plain_bound['fid']:.2f}.")
+    assert every["predictor"] == seen_too["weights"] and kept("no_t-one-pass")[1]["predictor"] == seen["weights"]
+
+    def lower(key, *networks):                                               # alphabar, where noise is 1% stronger
+        less = sorted(1 - math.exp(0.01 * at[key]) for r in networks for at in r["by_time"] if at["t"] >= 0.9)
+        return f"{100 * less[0]:.0f} to {less[-1]:.0%}"
+    assert said_in_the_readme(
+        f"(from t = 0.98 to 0.9 by {lower('slope_of_log_alphabar', seen, seen_too)} where it is 1% stronger, two seeds "
+        f"in `no_t-seed-2-rescue`; the ideal guess by {lower('ideal_slope', seen)})")
+
+
 def test_the_readme_has_why_eta_below_1_leaves_noise():
     name = lambda r: cosine_ddim.label(r) if r["what"] == "ddim" else karras.label(r).replace(", model cosine", "")
     *small, two, eight, passed_on, left, left_8, followed, followed_8 = kept("eta-below-1")

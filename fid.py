@@ -260,7 +260,7 @@ class ImageEval:
         features, reference = self.features(train[torch.from_numpy(drawn)]), statistics(real)
         scores = [frechet_distance(*statistics(features[torch.from_numpy(draw)]), *reference)
                   for draw in where.reshape(20, samples)]
-        # Draws of many images share some, and so differ too little: by the finite population correction, undone here.
+        # Large draws share images, so their scores differ too little: divide by the finite population correction.
         floor_sd = np.std(scores, ddof=1) / (1 - samples / len(train)) ** 0.5
         return {"real": real, "floor": float(np.mean(scores)), "floor_sd": float(floor_sd)}
 

@@ -52,10 +52,11 @@ def find_data(data="auto", data_dir="data"):
     if data == "drawn": return data
     dataset, raw = torchvision.datasets.FashionMNIST, Path(data_dir) / "FashionMNIST" / "raw"
     unpacked = all((raw / name).exists() for name in FILES)                # packed ones are not needed then
-    for name, md5 in [*FILES.items(), *([] if unpacked else dataset.resources)]:
-        path = raw / name
-        if path.exists() and hashlib.md5(path.read_bytes()).hexdigest() != md5:
-            raise Problem(f"{path} is damaged: delete it, so that it is unpacked or downloaded again")
+    md5s = FILES if unpacked else {**FILES, **dict(dataset.resources)}
+    damaged = lambda: [raw / name for name, md5 in md5s.items()
+                       if (raw / name).exists() and hashlib.md5((raw / name).read_bytes()).hexdigest() != md5]
+    for path in damaged():
+        raise Problem(f"{path} is damaged: delete it, so that it is unpacked or downloaded again")
     try:
         dataset(data_dir, download=True)
     except (RuntimeError, OSError, HTTPException) as error:
@@ -64,6 +65,8 @@ def find_data(data="auto", data_dir="data"):
         print(f"Fashion-MNIST is not in {data_dir} and cannot be downloaded ({reason}): going on with drawn clothes.\n"
               "Their scores say whether everything works, and nothing about the lecture's figures.")
         return "drawn"
+    finally:
+        for path in [] if unpacked else damaged(): path.unlink()           # what this download left half done
     return "fashion"
 
 
@@ -538,13 +541,13 @@ def main(argv=None):
     print(f"{n} real training images, 20 draws: FID {evaluate.floor:.2f} +- {evaluate.floor_sd:.2f}, the floor{note}")
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(args.seed))
     blurred = torchvision.transforms.functional.gaussian_blur(images, 5, 1.0)
-    records, started = [], time.time()
+    records, started = [], time.perf_counter()
     for what, candidate in (("real training images", images), ("with noise of 0.03", images + 0.03 * noise),
                             ("with noise of 0.1", images + 0.1 * noise), ("blurred by 1 pixel", blurred),
                             ("pure noise", noise)):
         records.append({"what": what, **evaluate.score(candidate), **about})
         print(f"{what:24s}{describe(records[-1])}")
-    print(f"a score takes {(time.time() - started) / 5:.1f} s on {device_name(args.device)}")
+    print(f"a score takes {(time.perf_counter() - started) / 5:.1f} s on {device_name(args.device)}")
     for count in sorted({n // 4, n // 2, n, min(2 * n, len(train)), min(10_000, len(train)), len(train)} - {0, 1}):
         value = evaluate.fid(some(count))
         records.append({"what": "how many", "samples": count, "fid": value, "data": evaluate.data, **about})

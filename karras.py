@@ -393,7 +393,8 @@ def show_schedule(folder, steps, rho):
 
 def label(record):
     """A sampler and its settings in words, those that are the lecture's left out."""
-    usual = {"eta": None, "churn": None, "rho": 7, "model": "karras", "input_scale": 0.5, "sig_data": 0.33}
+    usual = {"eta": None, "churn": None, "rho": 7, "model": "karras", "input_scale": 0.5,
+             "sig_data": round(0.66 * record["input_scale"], 6)}
     words = [record["what"], f"{record['steps']} steps"]
     words += [f"{key} {record[key]:g}" if isinstance(record[key], float) else f"{key} {record[key]}"
               for key in usual if record[key] not in (usual[key], None)]

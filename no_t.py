@@ -1,7 +1,8 @@
 """Lesson 3: a denoiser that is never told t, and how lesson 2's network rescues its sampler.
 
     python no_t.py                      trains both networks (once), samples 2048 clothes: without the rescue, with it,
-                                        and with it and a narrow bound on x_0_hat
+                                        and with it and a narrow bound on x_0_hat (on a CPU add --steps 50, which
+                                        halves the wait, and has the figures below)
     python no_t.py --compare            the rescue at no step, at every step, at the last, at all others; three eta
     python no_t.py --curve              FID and KID of x_0_hat at every step on the way
     python no_t.py --trace              what goes on inside, as numbers

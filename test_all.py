@@ -169,6 +169,13 @@ def noisy(x):
     return (x,), 2 * x + torch.randn_like(x)
 
 
+def test_a_clock_that_stands_still_or_is_set_back_does_no_harm(monkeypatch):
+    ticks = itertools.count(1e9, -60)
+    monkeypatch.setattr(unet.time, "time", lambda: next(ticks))
+    record = unet.fit(Line(), noisy, torch.randn(8, 1, 4, 4), epochs=3, batch_size=8, lr=0.1)
+    assert 0 < record["first_step"] <= record["seconds"] < 60
+
+
 def interrupted_at(step):
     calls = []
 
@@ -395,6 +402,25 @@ def test_a_damaged_data_file_is_named_and_left_alone(monkeypatch, tmp_path):
     with pytest.raises(unet.Problem, match="train-images-idx3-ubyte is damaged: delete it"):
         fid.find_data("auto", tmp_path)
     assert (raw / "train-images-idx3-ubyte").read_bytes() == b"not what it says"
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("File not found or corrupted."), KeyboardInterrupt()])
+def test_a_download_that_breaks_off_leaves_nothing_half_done(monkeypatch, tmp_path, fault):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources",
+                        [(f"{name}.gz", hashlib.md5(b"whole").hexdigest()) for name in fid.FILES])
+
+    def break_off(*args, **kwargs):
+        (raw / "train-images-idx3-ubyte.gz").write_bytes(b"whole")
+        (raw / "train-images-idx3-ubyte").write_bytes(b"half unpack")
+        (raw / "train-labels-idx1-ubyte.gz").write_bytes(b"who")
+        raise fault
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "__init__", break_off)
+    for _ in range(2):                                                       # the second time as the first
+        if isinstance(fault, RuntimeError): assert fid.find_data("auto", tmp_path) == "drawn"
+        else: pytest.raises(KeyboardInterrupt, fid.find_data, "auto", tmp_path)
+        assert [path.name for path in raw.iterdir()] == ["train-images-idx3-ubyte.gz"]
 
 
 def test_a_packed_file_matters_only_where_it_is_to_be_unpacked(monkeypatch, tmp_path):
@@ -1375,8 +1401,9 @@ def test_the_lectures_figures_stand_beside_the_settings_that_they_were_measured_
 
 def test_numbers_in_labels_are_short_and_rho_reaches_the_pictures(tmp_path):
     record = dict(what="lms", steps=20, eta=None, churn=None, model="karras", rho=3.0, input_scale=0.7,
-                  sig_data=0.66 * 0.7)
-    assert karras.label(record) == "lms, 20 steps, rho 3, input scale 0.7, sig data 0.462"
+                  sig_data=0.462)                                            # what main takes where nothing is said
+    assert karras.label(record) == "lms, 20 steps, rho 3, input scale 0.7"
+    assert karras.label(record | {"sig_data": 1 / 3}) == "lms, 20 steps, rho 3, input scale 0.7, sig data 0.333333"
     for show in (lambda rho: karras.show_schedule(tmp_path, 20, rho),
                  lambda rho: karras.show_paths(tmp_path, lambda x, sig: x / (1 + sig ** 2), rho, 0.5, "cpu", 0)):
         pictures = []
@@ -1699,8 +1726,8 @@ def test_readme_and_help_agree_with_the_scripts(capsys):
         with pytest.raises(SystemExit) as stop: script.main(["--help"])
         assert stop.value.code == 0 and "--size" in capsys.readouterr().out
     readme = (HERE / "README.md").read_text()
-    assert "pip install -r requirements.txt && python karras.py --sampler lms --steps 20" in readme
-    assert "pip install -r requirements.txt && pytest test_all.py" in readme
+    assert "    pip install -r requirements.txt\n    python karras.py --sampler lms --steps 20\n" in readme
+    assert "    pip install -r requirements.txt\n    pytest test_all.py\n" in readme
 
 
 def readmes():
@@ -2823,8 +2850,8 @@ def test_every_figure_of_ours_in_an_opening_docstring_is_in_a_results_file(lesso
         if isinstance(value, (list, dict)):
             return [n for part in (value.values() if isinstance(value, dict) else value) for n in numbers(part)]
         return [value] if isinstance(value, (int, float)) else []
-    marks = [("small", "What the small network does|Ours, small, two passes|Ours is"),
-             ("lecture", "What a network of the lecture's size does")]
+    marks = [("small", "What the small network does|Ours, after two passes|Ours is"),
+             ("lecture", "What a network of the lecture's size does|The same network by the lecture's recipe")]
     for size, mark in marks:
         if size == "lecture" and not kept(folders[0], size): continue
         known = numbers([kept(folder, size) for folder in folders

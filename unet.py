@@ -308,7 +308,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
         print(f"continuing at step {step} of {total}, from {part}" + edited_since(began))
     elif path:
         print(f"training on {device_name(device)}: {total} steps of {batch_size} images")
-    losses, resumed_at, started = losses.to(device), step, time.time()
+    losses, resumed_at, started = losses.to(device), step, time.perf_counter()
 
     def check_losses():
         bad = (~losses[:step].isfinite()).nonzero()
@@ -318,14 +318,14 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
 
     run = compiled(model, device) if amp else model                        # without amp that costs more than it gains
     if run is not model: progress("compiling the network for this GPU, a minute or so ...", end=True)
-    last_shown = last_saved = time.time()
+    last_shown = last_saved = time.perf_counter()
     model.train()
     try:
         while step < total:
             epoch, i = divmod(step, per_epoch)
             if i == 0 or step == resumed_at:
                 order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(images))).to(device)
-                from_step, from_time = step, time.time()                   # speed is by epoch: the first compiles
+                from_step, from_time = step, time.perf_counter()           # speed is by epoch: the first compiles
             torch.manual_seed(step_seed(seed, step))
             pick = order[i * batch_size:(i + 1) * batch_size]
             # The lecture's loop: the question and its answer, the network's answer, the loss, its gradient, one step.
@@ -341,11 +341,11 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
             step += 1
             if step == 1:
                 check_losses()                                             # waits for a GPU, so the time is real
-                first_step = time.time() - started
-            now = time.time()
+                first_step = time.perf_counter() - started
+            now = time.perf_counter()
             if now - last_shown > 1 or i + 1 == per_epoch:                 # seldom, as it waits for a GPU
                 check_losses()
-                last_shown = now = time.time()
+                last_shown = now = time.perf_counter()
                 rate = (step - from_step) * batch_size / (now - from_time)
                 loss_so_far = losses[step - i - 1:step].mean()             # of this epoch
                 progress(f"epoch {epoch + 1}/{epochs}  step {step}/{total}  loss {loss_so_far:.4f}  {rate:.0f} images/s"
@@ -356,13 +356,13 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
                                  "seconds": seconds_before + now - started, "first_step": first_step, "began": began,
                                  "model": model.state_dict(), "optimizer": optim.state_dict(),
                                  "schedule": schedule.state_dict()}, part)
-                last_saved = time.time()
+                last_saved = time.perf_counter()
     except KeyboardInterrupt:
         onward = f"continues from {part}" if part and part.exists() else "starts again"
         raise KeyboardInterrupt(f"stopped at step {step} of {total}; the same command {onward}") from None
     model.eval()
-    record = {"losses": losses.cpu(), "seconds": seconds_before + time.time() - started, "first_step": first_step,
-              "device": device_name(device)}
+    record = {"losses": losses.cpu(), "seconds": seconds_before + time.perf_counter() - started,
+              "first_step": first_step, "device": device_name(device)}
     if path:
         save_atomically({"settings": settings, "model": model.state_dict(), "began": began, **record}, path)
         for left in (path.with_suffix(".part"), path.with_suffix(".retrain"), *path.parent.glob(f"{path.stem}.*.tmp")):
@@ -410,7 +410,7 @@ def generate(sampler, n, seed, device, batch=None, amp=True):
     """
     batch = batch or (128 if device.type == "cpu" else 1024)               # 128 stay in a CPU's cache
     torch.manual_seed(step_seed(seed, 1))                                  # not seed: that gives the starting noise
-    generator, out, started = torch.Generator().manual_seed(seed), None, time.time()
+    generator, out, started = torch.Generator().manual_seed(seed), None, time.perf_counter()
     for start in range(0, n, batch):
         noise = torch.randn(min(batch, n - start), 1, 32, 32, generator=generator)
         with mixed_precision(device, amp):
@@ -419,7 +419,7 @@ def generate(sampler, n, seed, device, batch=None, amp=True):
         out[start:start + len(noise)] = images                             # in place: never two copies
         progress(f"sampled {start + len(noise)} of {n}")
     progress("")
-    return out, time.time() - started
+    return out, time.perf_counter() - started
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints

@@ -1728,6 +1728,14 @@ def test_readme_and_help_agree_with_the_scripts(capsys):
     readme = (HERE / "README.md").read_text()
     assert "    pip install -r requirements.txt\n    python karras.py --sampler lms --steps 20\n" in readme
     assert "    pip install -r requirements.txt\n    pytest test_all.py\n" in readme
+    size = lambda name: unet.UNet(*(unet.SIZES[name][k] for k in ("channels", "layers")),
+                                  head_dim=unet.SIZES[name]["head_dim"])
+    for said, network in (("0.7 million parameters", size("small")), ("15.9 million parameters", size("lecture")),
+                          ("Lesson 2's network, 4.9 million", fid.resnet(1))):
+        count = sum(p.numel() for p in network.parameters()) / 1e6
+        assert f"{count:.1f} million" in said and said_in_the_readme(said)
+    passes = [lesson.RECIPE["small"]["epochs"] for lesson in (cosine_ddim, no_t, karras)]
+    assert passes == [2, 2, 1] and said_in_the_readme("Lesson 4's small network has half the training of the others")
 
 
 def readmes():
@@ -2705,12 +2713,16 @@ def test_the_readme_has_why_a_small_network_burns_clothes_out():
     assert f"{picture:.3f}" == f"{noise:.3f}" == "0.030" and said_in_the_readme("each varies by 0.030 from image")
 
 
-def test_the_readmes_lines_print_the_slope_of_brightness(capsys):
-    lines = re.search(r"These lines print it.*?\n\n(.*?)\n\n", (HERE / "results" / "README.md").read_text(), re.S)[1]
+@pytest.mark.parametrize("start, lesson, names", [                           # answers of slope 0.4, under main's names
+    ("These lines print it", no_t,
+     dict(x0=torch.zeros(2000, 1, 32, 32), model=lambda x, t: 0.4 * x.mean((1, 2, 3), keepdim=True).expand_as(x))),
+    ("These lines print the slope", cosine_ddim,
+     dict(images=torch.zeros(2000, 1, 32, 32),
+          find_noise=lambda x, t: x * (0.4 + 0.6 / x.square().mean((1, 2, 3), keepdim=True).sqrt())))])
+def test_the_readmes_lines_print_the_slopes_of_brightness_and_strength(capsys, start, lesson, names):
+    lines = re.search(rf"{start}.*?\n\n(.*?)\n\n", (HERE / "results" / "README.md").read_text(), re.S)[1]
     torch.manual_seed(0)
-    exec(textwrap.dedent(lines), dict(                                     # as they stand in no_t.main, of 0.4
-        vars(no_t), x0=torch.zeros(2000, 1, 32, 32), args=argparse.Namespace(device="cpu"),
-        model=lambda x, t: 0.4 * x.mean((1, 2, 3), keepdim=True).expand_as(x)))
+    exec(textwrap.dedent(lines), vars(lesson) | names | dict(args=argparse.Namespace(device="cpu")))
     assert capsys.readouterr().out == "slope 0.40\n"
 
 

@@ -270,12 +270,12 @@ def try_ddim(args, find_noise, origin, evaluate, abar, steps, eta, spacing, clip
     return record
 
 
-def show_dials(folder, image, seed):
-    """5. Both dials of the noise schedule, and why a larger image wants another setting."""
+def show_dials(folder, image, seed, dials=("cosine",)):
+    """5. Both dials of the noise schedule, also as they were set, and why a larger image wants another setting."""
     t = torch.linspace(0.001, 0.999, 200)
     families = [("linear",), ("cosine",), ("cosine", 0.2), ("cosine", None, None, 2), ("sigmoid",), ("sigmoid", 0),
-                ("sigmoid", None, None, 0.5)]
-    curves = [(schedule_label(family), noise_schedule(*family)(t)) for family in families]
+                ("sigmoid", None, None, 0.5), dials]
+    curves = {schedule_label(family): noise_schedule(*family)(t) for family in families}.items()
     shifted = [(f"b = {b:g}", t, log_snr(abar(t)) + 2 * math.log(b), "line") for b in (1, 0.5, 0.3)]
     beside([plot([(name, t, gamma, "line") for name, gamma in curves], "noise schedules", "t", "alphabar"),
             plot([(name, t, log_snr(gamma), "line") for name, gamma in curves], "the same", "t", "log SNR"),
@@ -323,7 +323,7 @@ def main(argv=None):
     show_one_step(args.folder, find_noise, test[:19], gamma, args.input_scale, args.seed)
     trials = COMPARED if args.compare else [trial]
     records = [try_ddim(args, find_noise, origin, evaluate, gamma, *trial) for trial in trials]
-    show_dials(args.folder, test[:1] / args.input_scale, args.seed)
+    show_dials(args.folder, test[:1] / args.input_scale, args.seed, args.dials)
     print("The lecture's figures are on a scale where its real images scored 1.9 to 2.6.")
     comparison(records, label, LECTURE, args.folder)
 

@@ -32,6 +32,7 @@ from unet import (Problem, alone, checkpoint_path, chosen, device_name, first_li
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 WEIGHTS = Path(__file__).parent / "weights" / "fid.pt"
+CODE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()             # tells whether this file was changed
 
 
 # ---------------------------------------------------------------------------------------------- the images
@@ -104,7 +105,8 @@ class ResBlock(nn.Module):
 
 
 def activation(x):
-    """Leaky ReLU, shifted down so that what comes out has a mean near 0 (the lecture's earlier lessons)."""
+    """Leaky ReLU, shifted down so that what comes out has a mean near 0 (the lecture's earlier lessons). To change it
+    see resnet first."""
     return F.leaky_relu(x, 0.1) - 0.4
 
 
@@ -231,7 +233,8 @@ class ImageEval:
 
     samples: how many images will be scored, as the floor depends on it: 20 draws of that many real training images.
     It has to be 2 at least, and less than there are of them.
-    count: how many real images to load, for tests; None is all. What takes long is kept in the folder `cache`.
+    count: how many real images to load, for tests; None is all. What takes long is kept in the folder `cache`, as long
+    as this file is not changed.
     """
 
     def __init__(self, data="auto", data_dir="data", samples=2048, device="cpu", cache="out/fid", count=None):
@@ -241,10 +244,9 @@ class ImageEval:
                         classifier=hashlib.sha256(WEIGHTS.read_bytes()).hexdigest())
         self.classifier = settings["classifier"][:10]
         path = checkpoint_path(cache, settings, "reals")
-        if path.exists():
-            known = load_checkpoint(path, settings, needs=("real", "floor", "floor_sd"))
-        else:
-            known = {"settings": settings, **self.measure_reals(data_dir, samples, count)}
+        known = load_checkpoint(path, settings, needs=("real", "floor", "floor_sd")) if path.exists() else {}
+        if known.get("code") != CODE:                                      # other code may see other images
+            known = {"settings": settings, "code": CODE, **self.measure_reals(data_dir, samples, count)}
             save_atomically(known, path)
         self.real = known["real"]
         self.kid_device = device if torch.device(device).type == "cuda" else "cpu"         # MPS has no float64

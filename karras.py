@@ -251,7 +251,7 @@ def sample_dpmpp_2m(denoise, x, sigs):
 
 
 # Enter your own here, or one of these with other settings: "lms_3": lambda *how: sample_lms(*how, order=3). (If yours
-# adds noise, ignore its solver error.)
+# adds noise, ignore its solver error. For --compare enter it in COMPARED, too.)
 SAMPLERS = {"euler": sample_euler, "ancestral": sample_euler_ancestral, "heun": sample_heun, "lms": sample_lms,
             "dpmpp_2m": sample_dpmpp_2m}
 
@@ -259,6 +259,7 @@ SAMPLERS = {"euler": sample_euler, "ancestral": sample_euler_ancestral, "heun": 
 @torch.no_grad()
 def sample(sampler, denoise, noise, sigs, **options):
     """Run a sampler to its end from standard normal noise (N, 1, H, W): -> where it ends. sigs: a tensor or a list."""
+    x = None
     for x in sampler(denoise, noise * float(sigs[0]), sigs, **options):
         pass
     return x
@@ -273,7 +274,9 @@ def evaluations(name, steps):
         asked.append(sig)
         return x
     end = sample(SAMPLERS[name], ask, noise, sigmas_karras(steps))
-    if end.shape != noise.shape: raise Problem(f"sampler {name} ends at {tuple(end.shape)}: does it yield x?")
+    if getattr(end, "shape", None) != noise.shape:
+        found = f"a tensor of shape {tuple(end.shape)}" if torch.is_tensor(end) else f"a {type(end).__name__}"
+        raise Problem(f"sampler {name} ends with {found}: does it yield x?")
     return len(asked)
 
 
@@ -462,7 +465,7 @@ def show_paths(folder, denoiser, rho, input_scale, device, seed):
     shown = sigs[2::2].tolist()                                            # what is reached, not where a step begins
     for name in SAMPLERS:
         torch.manual_seed(seed)
-        path = list(SAMPLERS[name](denoiser, noise, sigs))[1::2]
+        path = [x.clone() for x in SAMPLERS[name](denoiser, noise.clone(), sigs)][1::2]    # yours may work in place
         pictures += [x / max(sig, input_scale) for x, sig in zip(path, shown)]
     grid(torch.cat(pictures), [f"{sig:.2g}" for sig in shown] * len(SAMPLERS), len(shown),
          title="from noise to clothes, by sigma; from above: " + ", ".join(SAMPLERS)).save(folder / "paths.png")

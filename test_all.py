@@ -221,6 +221,17 @@ def test_a_training_continues_where_weights_are_laid_out_otherwise(tmp_path, mon
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
 
 
+def test_a_training_with_another_optimiser_continues_too(tmp_path, monkeypatch):
+    images, path = torch.randn(32, 1, 4, 4), tmp_path / "n.pt"
+    recipe = dict(epochs=4, batch_size=8, lr=0.1, optimizer=functools.partial(torch.optim.SGD, momentum=0.9))
+    unet.fit(whole := Line(), noisy, images, **recipe)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(unet, "SAVE_EVERY", -1)
+        unet.fit(Line(), interrupted_at(7), images, path=path, **recipe)
+    unet.fit(resumed := Line(), noisy, images, path=path, **recipe)
+    assert torch.equal(whole.w, resumed.w) and whole.w != 0
+
+
 def test_a_finished_network_is_used_and_retrain_keeps_it_until_the_new_one_is_complete(tmp_path):
     images, recipe = torch.randn(32, 1, 4, 4), dict(epochs=2, batch_size=8, lr=0.1, path=tmp_path / "n.pt")
     unet.fit(first := Line(), noisy, images, **recipe)
@@ -267,8 +278,13 @@ def test_damaged_and_foreign_checkpoints_are_refused_and_left_alone(tmp_path, mo
         with pytest.raises(PermissionError): unet.fit(Line(), noisy, images, **recipe)
     with pytest.raises(unet.Problem, match=r"other settings \(channels \[1, 2\], not \[3\]\)"):
         unet.fit(Line(), noisy, images, **recipe | dict(settings={"channels": (3,)}))
-    with pytest.raises(unet.Problem, match="does not fit this network"):
+    with pytest.raises(unet.Problem, match=r"does not fit this network \(.*conv.* if you changed the network take "):
         unet.fit(small_net(), noisy, images, **recipe)
+
+
+def test_a_size_without_a_recipe_is_refused():
+    with pytest.raises(unet.Problem, match="--size own has no recipe: add one to RECIPE in no_t.py"):
+        unet.train(argparse.Namespace(size="own"), "no_t", no_t.RECIPE, None, None)
 
 
 def test_a_training_of_one_step_is_refused():
@@ -313,6 +329,31 @@ def test_a_script_ends_with_one_line_and_a_status(capsys):
 def test_steps_draw_from_seeds_of_their_own():
     assert len({unet.step_seed(seed, step) for seed in range(4) for step in range(2000)}) > 7990
     assert unet.step_seed(0, 1) != unet.step_seed(1, 0)
+
+
+def test_a_seed_settles_the_start_the_order_and_the_noise_and_the_loss_is_of_the_last_100_steps(tmp_path, monkeypatch):
+    images, seen, losses, fit = torch.arange(32.0).reshape(32, 1, 1, 1).expand(-1, 1, 8, 8), {}, {}, unet.fit
+
+    def train(seed):
+        args = argparse.Namespace(size="tiny", epochs=50, batch_size=8, lr=0.1, data="drawn", seed=seed, retrain=False,
+                                  out_dir=tmp_path / str(seed), device=torch.device("cpu"))
+        seen[seed] = start, order, noise = [], [], []
+
+        def question(x0):
+            order.extend(x0[:, 0, 0, 0].tolist())
+            noise.append(torch.randn(1).item())
+            return (x0,), x0
+        build = lambda: start.append(torch.randn(1).item()) or Line()
+        recipe = {"tiny": dict(epochs=1, batch_size=2, lr=1.0)}
+        return unet.train(args, "a lesson", recipe, question, images, build=build, amp=False)[1]
+    monkeypatch.setattr(unet, "fit", lambda *how, **more: losses.update(now=fit(*how, **more)) or losses["now"])
+    origins = [train(seed) for seed in (0, 1)]
+    for one, other in zip(seen[0], seen[1]): assert one != other
+    start, order, noise = seen[0]
+    assert len(set(noise)) == 200 and not set(noise) & {*start, *seen[1][2]}
+    assert order[:32] != order[32:64] and sorted(order[:32]) == sorted(order[32:64]) == list(range(32))
+    assert origins[1]["loss"] == pytest.approx(losses["now"]["losses"][-100:].mean().item())
+    assert len(losses["now"]["losses"]) == 200 and losses["now"]["losses"][:100].mean() > 2 * origins[1]["loss"]
 
 
 # ---------------------------------------------------------------------------------------------- fid.py
@@ -362,6 +403,8 @@ def test_kernel_distance():
     halves = fid.kernel_distance(features[:2000], features[2000:])
     assert abs(halves) < 0.005 and halves == fid.kernel_distance(features[:2000], features[2000:])
     assert fid.kernel_distance(features[:2000], features[2000:] + 0.5) > 0.1
+    sorted_ones = torch.cat([torch.zeros(1000, 4), torch.ones(1000, 4)])     # subsets are not the first of either side
+    assert abs(fid.kernel_distance(sorted_ones, sorted_ones.flip(0), subsets=20)) < 0.1
 
 
 def test_residual_noise_is_that_of_the_border_alone():
@@ -452,6 +495,12 @@ def evaluate(tmp_path_factory):
     return fid.ImageEval("drawn", samples=64, cache=tmp_path_factory.mktemp("cache"), count=256)
 
 
+def test_images_are_judged_as_they_are_seen(evaluate):
+    images = 3 * torch.randn(4, 1, 32, 32)
+    for judge in (evaluate.features, fid.residual_noise):
+        assert torch.equal(*(torch.as_tensor(judge(x)) for x in (images, images.clamp(-1, 1))))
+
+
 def test_image_eval(evaluate, tmp_path):
     test, _ = fid.fashion_mnist(data="drawn", train=False, count=256)
     assert evaluate.fid(test) == pytest.approx(0, abs=1e-6)
@@ -487,7 +536,11 @@ def test_reals_are_measured_once_and_a_damaged_cache_is_named(tmp_path, monkeypa
     monkeypatch.setattr(fid.ImageEval, "measure_reals", None)                # not to be called again
     again = fid.ImageEval("drawn", samples=8, cache=tmp_path, count=32)
     assert (again.floor, again.floor_sd) == (first.floor, first.floor_sd) and torch.equal(again.real, first.real)
-    path = next(tmp_path.iterdir())
+    with monkeypatch.context() as patch:                                     # fid.py was changed: seen by other code,
+        patch.setattr(fid, "CODE", "another")                                # real images may have other features
+        patch.setattr(fid.ImageEval, "measure_reals", lambda *how: dict(real=first.real, floor=3.0, floor_sd=1.0))
+        for _ in range(2): assert fid.ImageEval("drawn", samples=8, cache=tmp_path, count=32).floor == 3
+    (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(unet.Problem, match=f"{path.name} is damaged"):
         fid.ImageEval("drawn", samples=8, cache=tmp_path, count=32)
@@ -500,6 +553,14 @@ def test_a_score_outlives_a_picture_that_cannot_be_saved(tmp_path, evaluate):
     assert json.loads((tmp_path / "results.json").read_text()) == [record]
 
 
+def test_each_row_of_a_comparison_has_its_own_figure_of_the_lecture(tmp_path, capsys, evaluate):
+    score = evaluate.score(fid.fashion_mnist(data="drawn", count=64)[0]) | {"evaluations": 7}
+    fid.comparison([score | {"n": "a"}, score | {"n": "b"}], lambda r: r["n"], {"a": "1.98", "c": "3"}, tmp_path)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:3]]
+    assert [[row[0], *row[3:5]] for row in rows] == [
+        [name, f"{score['fid'] / score['floor']:.1f}", figure] for name, figure in (("a", "1.98"), ("b", "-"))]
+
+
 def test_results_replace_those_of_the_same_settings_only(tmp_path):
     one = {"what": "lms", "steps": 20, "seed": 0, "fid": 5.0}
     fid.save_results(tmp_path, [one])
@@ -508,6 +569,9 @@ def test_results_replace_those_of_the_same_settings_only(tmp_path):
     other = one | {"classifier": "another"}                                  # another judge's score is another result
     fid.save_results(tmp_path, [other])
     assert len(json.loads((tmp_path / "results.json").read_text())) == 3
+    for key in "eta churn rho spacing clip rescue network weights predictor samples seed data device".split():
+        fid.save_results(tmp_path, [one | {key: "another"}])
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 3 + 13
     (tmp_path / "results.json").write_text("[{")
     with pytest.raises(unet.Problem, match="results.json"): fid.save_results(tmp_path, [one])
 
@@ -568,6 +632,16 @@ def test_without_their_mean_inputs_and_targets_have_mean_0():
     torch.manual_seed(0)
     (inputs, _), target = karras.noisify(0.33 * torch.randn(20_000, 1, 4, 4) - 0.28, centre=-0.28)
     assert inputs.mean().abs() < 0.01 and target.mean().abs() < 0.01
+
+
+def test_the_true_deviation_gives_unit_inputs_and_targets_on_the_screen(capsys):
+    torch.manual_seed(0)
+    karras.show_scale(0.66 * torch.randn(4096, 1, 8, 8), 0.25, 0)
+    first, _, *rows, _ = capsys.readouterr().out.splitlines()
+    assert "0.66" in first and first.endswith("it is 0.1650")
+    rows = {(row.split()[0], float(row.split()[1])): [float(sd) for sd in row.split()[2:]] for row in rows}
+    for true in (("-0.5..0.5", 0.33), ("-1..1", 0.66)): assert rows[true] == pytest.approx([1, 1], abs=0.01)
+    assert rows["-1..1", 0.33][1] > 1.4 and rows["-0.5..0.5", 0.66][1] < 0.9
 
 
 def test_inputs_and_targets_of_gaussian_data_have_unit_deviation():
@@ -706,6 +780,21 @@ def test_churn_is_undone_at_the_level_it_makes():
     denoise = lambda x, sig: seen.append(float(sig)) or x * 0
     list(karras.sample_heun(denoise, torch.ones(2), sigs, s_churn=0.4, s_tmax=2.0))
     assert seen == pytest.approx([4.0, 1.0, 1.2])                            # 1 + 0.4/2 at the second step only
+    torch.manual_seed(0)
+    seen.clear()                                                             # at most the variance doubles; not below 2
+    denoise = lambda x, sig: seen.append((sig, x.std().item())) or x * 0
+    list(karras.sample_heun(denoise, torch.zeros(100_000), sigs, s_churn=40.0, s_tmin=2.0, s_noise=1.5))
+    assert [sig for sig, _ in seen] == pytest.approx([4 * math.sqrt(2), 1, 1])
+    assert seen[0][1] == pytest.approx(1.5 * 4, rel=0.02)                    # sqrt(32 - 16) times s_noise
+
+
+def test_lms_takes_as_many_slopes_as_its_order_and_sampling_starts_at_the_first_sigma():
+    x, sigs = torch.randn(5, dtype=torch.float64), [7.0, 3.0, 1.0, 0.2, 0.0]
+    curved = lambda x, sig: torch.tanh(x) / (1 + sig)
+    ends = [karras.sample(karras.sample_lms, curved, x, sigs, order=order) for order in (1, 2, 3)]
+    assert torch.allclose(ends[0], karras.sample(karras.sample_euler, curved, x, sigs))
+    assert not torch.allclose(ends[1], ends[2])
+    assert torch.equal(karras.sample(karras.sample_euler, lambda x, sig: 0 * x, x, [7.0, 3.5]), 3.5 * x)
 
 
 # ---------------------------------------------------------------------------------------------- noise_pred.py
@@ -736,11 +825,13 @@ def test_constant_answers_score_what_they_should(capsys):
     for _, loss, expected in said: assert float(loss) == pytest.approx(float(expected), rel=0.02)
 
 
-@pytest.mark.parametrize("target, answer", [("logit", 0.0), ("alphabar", 0.5)])
+@pytest.mark.parametrize("target, answer", [("logit", -1.0), ("alphabar", 0.3)])
 def test_the_errors_of_an_answer_that_never_changes(target, answer, tmp_path, monkeypatch):
     model, x0 = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 1)), torch.zeros(4000, 1, 4, 4)
     for parameter, value in zip(model[1].parameters(), (0.0, answer)): torch.nn.init.constant_(parameter, value)
-    expected = [[abs(level - 0.5), abs(math.log(level / (1 - level)))] for level in noise_pred.LEVELS]
+    always = 1 / (1 + math.e) if target == "logit" else 0.3
+    logit = lambda a: math.log(a / (1 - a))
+    expected = [[abs(level - always), abs(logit(level) - logit(always))] for level in noise_pred.LEVELS]
     assert np.allclose(noise_pred.errors(model, x0, target), expected, atol=1e-5)
     charts, plot = {}, noise_pred.plot
     monkeypatch.setattr(noise_pred, "plot", lambda series, *rest, **how:
@@ -749,7 +840,7 @@ def test_the_errors_of_an_answer_that_never_changes(target, answer, tmp_path, mo
     pred, actual = noise_pred.alphabar(said, target), noise_pred.alphabar(right, target)
     noise_pred.show_guesses(tmp_path, x0, x_t, pred, actual, target)
     middles, off = charts["network"]
-    assert torch.allclose(torch.stack(off), (middles - 0.5).abs(), atol=0.01) and len(off) == 20
+    assert torch.allclose(torch.stack(off), (middles - always).abs(), atol=0.01) and len(off) == 20
     assert torch.equal(charts["test images"][0], actual) and torch.equal(charts["test images"][1], pred)
 
 
@@ -873,6 +964,9 @@ def test_a_step_at_alphabar_1_changes_nothing_and_clip_bounds_the_estimate():
     assert torch.equal(x_t1, x) and torch.equal(x_0_hat, x)
     x_0_hat, x_t1 = cosine_ddim.ddim_step(x, noise, torch.full((3,), 0.1), torch.full((3,), 0.2), clip=1.5)
     assert x_0_hat.abs().max() == 1.5 and x_t1.isfinite().all()
+    for how in (dict(clip=0.5), dict(abar_hat=torch.tensor([0.1, 0.2, 0.5]))):           # and nothing but the estimate
+        x_0_hat, x_t1 = cosine_ddim.ddim_step(x, noise, 0.3, 0.6, 0.0, **how)
+        assert torch.allclose(x_t1, 0.6 ** 0.5 * x_0_hat + 0.4 ** 0.5 * noise, atol=1e-6)
 
 
 @pytest.mark.parametrize("curve", CURVES)
@@ -987,6 +1081,14 @@ def test_predictions_far_from_the_median_are_moved_nearer():
     told = torch.tensor([0.001, 0.2, 0.4, 0.5, 0.99])
     assert no_t.near_median(told).tolist() == pytest.approx([0.2, 0.2, 0.4, 0.5, 0.8])
     assert no_t.near_median(torch.tensor([0.9, 0.95, 0.99])).tolist() == pytest.approx([0.9, 0.95, 0.99])
+
+
+def test_alphabar_is_predicted_to_all_decimals_in_a_sampler_in_bfloat16_too():
+    tmodel, x = fid.resnet(1), 0.5 * torch.randn(16, 1, 32, 32)
+    tmodel[-2].p = 0.0                                                       # no dropout; batch norm as in training
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16): said = no_t.predict(tmodel, x)
+    with torch.no_grad(): assert torch.equal(said, no_t.predict(tmodel, x))
+    assert len(set(said.tolist())) == 16
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -1257,6 +1359,142 @@ def test_images_are_scored_in_the_range_of_real_ones(tmp_path, monkeypatch, less
     with pytest.raises(Stop): run(lesson.main, tmp_path, *argv)
 
 
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """-> asked(trainer, lesson, *argv): main as far as the first score, and what it handed on up to there: the question
+    and the images to train on, what every sampler got, and the seed and the batch of every call of generate."""
+    def asked(trainer, lesson, *argv):
+        seen = {"samples": [], "generated": []}
+
+        def train(args, name, recipes, question, images, **settings):
+            assert args.seed == 7
+            seen.update(question=question, images=images.clone())
+            return listening, dict(network="n", weights="w", loss=0.0, train_seconds=0.0, trained_on="")
+
+        def sample(*how, **options):
+            seen["samples"].append((how, options))
+            x = torch.zeros(2, 1, 32, 32)
+            return x if lesson is karras else iter([(x, x)])
+
+        def generate(sampler, n, seed, device, batch=None, amp=True):
+            seen["generated"].append((seed, batch))
+            return sampler(torch.zeros(2, 1, 32, 32)), 1.0
+
+        def score(images):
+            raise Stop
+        monkeypatch.setattr(trainer, "train", train)
+        judge = lambda *how: argparse.Namespace(score=score)
+        for name, heard in (("sample", sample), ("generate", generate), ("ImageEval", judge)):
+            monkeypatch.setattr(lesson, name, heard)
+        monkeypatch.setattr(karras, "evaluations", lambda name, steps: steps)      # which samples, too
+        with pytest.raises(Stop): run(lesson.main, tmp_path, "--seed", "7", *argv)
+        assert {seed for seed, _ in seen["generated"]} == {7}
+        return seen
+    return asked
+
+
+def listening(x, told):
+    """A network whose answer says what it was given."""
+    return 0.1 * x + 0.01 * torch.as_tensor(told, dtype=x.dtype).reshape(-1, 1, 1, 1)
+
+
+def same_question(one, other):
+    """Whether two noisify ask the same of the same images, with the same draws."""
+    x0, answers = fid.fashion_mnist(data="drawn", count=8)[0], []
+    for noisify in (one, other):
+        torch.manual_seed(0)
+        inputs, target = noisify(x0)
+        answers.append([*inputs, target])
+    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*answers, strict=True))
+
+
+def test_karras_trains_and_samples_as_it_is_asked_to(asked):
+    real, x = fid.fashion_mnist(data="drawn", count=256)[0], torch.randn(2, 1, 32, 32)
+    how = dict(sig_data=0.5, log_sigma=True, centre=round(float(0.3 * real.mean()), 4))
+    argv = "--input-scale 0.3 --sig-data 0.5 --log-sigma --centre --rho 3 --steps 3".split()
+    seen = asked(karras, karras, *argv, "--sampler", "ancestral", "--eta", "0.5")
+    assert torch.allclose(seen["images"], 0.3 * real)
+    assert same_question(seen["question"], lambda x0: karras.noisify(x0, **how))
+    ((sampler, denoise, _, sigs), options), = seen["samples"]
+    assert sampler is karras.sample_euler_ancestral and options == {"eta": 0.5}
+    assert torch.equal(sigs, karras.sigmas_karras(3, rho=3.0))
+    assert torch.allclose(denoise(x, 2.0), karras.denoise(listening, x, 2.0, **how))
+    (_, options), = asked(karras, karras, "--sampler", "heun", "--churn", "5")["samples"]
+    assert options == {"s_churn": 5.0}
+    seen = asked(cosine_ddim, karras, "--model", "cosine")                   # first the exact ends, then all, then some
+    assert torch.allclose(seen["images"], 0.5 * real) and len(seen["samples"]) == len(seen["generated"]) == 3
+    assert same_question(seen["question"], cosine_ddim.noisify)
+    assert torch.allclose(seen["samples"][1][0][1](x, 2.0), karras.denoise_epsilon(listening, x, 2.0))
+
+
+def test_cosine_ddim_trains_and_samples_as_it_is_asked_to(asked):
+    real, x = fid.fashion_mnist(data="drawn", count=256)[0], torch.randn(2, 1, 32, 32)
+    argv = "--schedule sigmoid --tau 0.7 --input-scale 0.3 --normalise --steps 5 --eta 0.5 --spacing late --clip 1.5"
+    seen, gamma = asked(cosine_ddim, cosine_ddim, *argv.split()), cosine_ddim.noise_schedule("sigmoid", None, None, 0.7)
+
+    def question(x0):
+        (x_t, t), noise = cosine_ddim.noisify(x0, abar=gamma)
+        return (x_t / x_t.std((1, 2, 3), keepdim=True), t), noise
+    assert torch.allclose(seen["images"], 0.3 * real) and same_question(seen["question"], question)
+    ((find_noise, _, ts, eta, clip, abar), _), = seen["samples"]
+    assert torch.equal(ts, cosine_ddim.timesteps(5, "late")) and (eta, clip) == (0.5, pytest.approx(1.5 * 0.3))
+    assert torch.equal(abar(ts), gamma(ts))
+    assert torch.allclose(find_noise(x, 0.2), listening(x / x.std((1, 2, 3), keepdim=True), 0.2))
+
+
+def test_no_t_trains_and_samples_as_it_is_asked_to(asked, monkeypatch):
+    real, x = fid.fashion_mnist(data="drawn", count=256)[0], torch.randn(2, 1, 32, 32)
+    tmodel = lambda x_t: x_t.mean((1, 2, 3)).double()
+
+    def network(args, x0):                                                   # lesson 2's keeps its own recipe
+        assert torch.allclose(x0, 0.5 * real)
+        assert (args.epochs, args.batch_size, args.lr, args.retrain, args.seed) == (None, None, None, False, 7)
+        return tmodel, {"weights": "its"}
+    monkeypatch.setattr(noise_pred, "network", network)
+    argv = "--rescue late --eta 0.5 --clip 3 --steps 4 --epochs 2 --batch-size 8 --lr 0.1 --retrain".split()
+    seen = asked(no_t, no_t, *argv)
+    assert torch.allclose(seen["images"], 0.5 * real) and same_question(seen["question"], no_t.noisify)
+    ((find_noise, find_abar, _, ts, eta, clip, rescue), _), = seen["samples"]
+    assert (eta, clip, rescue) == (0.5, 1.5, "late") and torch.equal(ts, cosine_ddim.timesteps(4))
+    assert torch.equal(find_noise(x), listening(x, 0.0)) and torch.equal(find_abar(x), no_t.predict(tmodel, x))
+    assert seen["generated"] == [(7, no_t.BATCH)]
+
+
+@pytest.mark.parametrize("target", ["logit", "alphabar"])
+def test_noise_pred_trains_as_it_is_asked_to(tmp_path, monkeypatch, target):
+    real = fid.fashion_mnist(data="drawn", count=256)[0]
+
+    def train(args, name, recipes, question, images, *, loss, amp, **settings):
+        assert torch.allclose(images, 0.5 * real) and loss is noise_pred.flat_mse and not amp
+        assert same_question(question, lambda x0: noise_pred.noisify(x0, target=target))
+        raise Stop
+    monkeypatch.setattr(noise_pred, "train", train)
+    with pytest.raises(Stop): run(noise_pred.main, tmp_path, "--target", target)
+
+
+@pytest.mark.parametrize("size", ["small", "lecture"])
+@pytest.mark.parametrize("lesson, small", [(cosine_ddim, "cosine_ddim"), (noise_pred, "noise_pred"), (no_t, "no_t"),
+                                           (karras, "first-command")])
+def test_the_networks_on_record_are_those_that_the_scripts_train(tmp_path, monkeypatch, lesson, small, size):
+    """A checkpoint's name is made of all that its network depends on: size, recipe, scales, seed, number of images."""
+    paths = []
+    images = lambda data_dir, train, data, count=None: (torch.zeros(count or (60_000 if train else 1000), 1, 32, 32), 0)
+    for what, stand_in in (("fashion_mnist", images), ("find_data", lambda *how: "fashion"),
+                           ("ImageEval", lambda *how: None)):
+        if hasattr(lesson, what): monkeypatch.setattr(lesson, what, stand_in)
+
+    def fit(model, *how, path, **more):
+        paths.append(path.stem)
+        assert lesson is noise_pred or not model.conv_out.weight.any()       # it starts as the constant 0
+        raise Stop
+    monkeypatch.setattr(unet, "fit", fit)
+    argv = ["--size", size, "--device", "cpu", "--out-dir", str(tmp_path)]
+    with pytest.raises(Stop): lesson.main([*argv, *["--rescue", "none"] * (lesson is no_t)])
+    first = next(r for r in kept(small if size == "small" else lesson.__name__, size)
+                 if r["seed"] == 0 and r["what"] != "alphabar" and r.get("model") != "cosine")
+    assert paths == [first["network"]]
+
+
 @pytest.mark.parametrize("lesson", [karras, cosine_ddim])
 def test_the_true_images_beside_the_restored_ones_are_drawn_as_they_are(tmp_path, monkeypatch, lesson):
     drawn = {}
@@ -1308,10 +1546,12 @@ def test_karras_from_end_to_end(tmp_path, capsys, monkeypatch):
     run(karras.main, tmp_path, "--sampler", "asks_twice", "--steps", "4")
     last = json.loads((folder / "results.json").read_text())[-1]
     assert (last["what"], last["steps"], last["evaluations"]) == ("asks_twice", 4, 8)
-    monkeypatch.setitem(karras.SAMPLERS, "returns", lambda denoise, x, sigs: x)
-    for wrong in ("--sampler", "returns"), ("--compare",):                   # said before anything is trained
-        with pytest.raises(SystemExit): run(karras.main, tmp_path / "new", *wrong)
-        assert "sampler returns ends at (1, 32, 32): does it yield x?" in capsys.readouterr().err
+    for slip, found in ((lambda denoise, x, sigs: x, "a tensor of shape (1, 32, 32)"),
+                        (lambda denoise, x, sigs: iter([(x, x)]), "a tuple"), (lambda *how: iter([]), "a NoneType")):
+        monkeypatch.setitem(karras.SAMPLERS, "slip", slip)
+        for wrong in ("--sampler", "slip"), ("--compare",):                  # said before anything is trained
+            with pytest.raises(SystemExit): run(karras.main, tmp_path / "new", *wrong)
+            assert f"sampler slip ends with {found}: does it yield x?" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -1368,6 +1608,7 @@ def test_cosine_ddim_from_end_to_end(tmp_path, capsys):
     assert "epoch 1/1" in capsys.readouterr().out and len(list(folder.glob("*.pt"))) == 2
     last = json.loads((folder / "results.json").read_text())[-1]
     assert (last["schedule"], last["input_scale"], last["normalise"]) == ("sigmoid start 0 tau 0.3", 0.3, True)
+    assert drawn(folder)["schedules.png"] != before["schedules.png"]         # what was chosen is among them
 
 
 def test_karras_trains_lesson_1_where_it_is_missing(tmp_path, capsys):
@@ -1387,7 +1628,7 @@ def test_cosine_ddim_compare(tmp_path, capsys, monkeypatch):
 def test_the_lectures_figures_stand_beside_the_settings_that_they_were_measured_with():
     ddim = dict(what="ddim", eta=1.0, spacing="uniform", clip=None, schedule="cosine", input_scale=0.5, normalise=False)
     assert set(cosine_ddim.LECTURE) == {cosine_ddim.label(ddim | {"steps": steps}) for steps in (100, 50)}
-    no_time = dict(what="no t", steps=100, clip=no_t.CLIP)
+    no_time = dict(what="no t", steps=100, clip=4.0)                        # the lecture's 2, for images up to 0.5
     assert set(no_t.LECTURE) == {no_t.label(no_time | {"rescue": rescue, "eta": eta}) for rescue, eta in
                                  (("none", 1), ("every", 1), ("every", 0.5), ("every", 0))}
     usual = dict(churn=None, rho=7.0, model="karras", input_scale=0.5, sig_data=0.33)
@@ -1417,6 +1658,12 @@ def test_numbers_in_labels_are_short_and_rho_reaches_the_pictures(tmp_path):
 
 def test_pictures_show_the_noise_levels_that_stand_below_them(tmp_path, monkeypatch):
     shown, asked = [], []
+
+    def in_place(denoise, x, sigs):                                          # as a reader may write it
+        for sig, sig2 in karras.pairs(sigs):
+            x += (sig2 - sig) * (x - denoise(x, sig)) / sig
+            yield x
+    monkeypatch.setitem(karras.SAMPLERS, "euler", in_place)
     monkeypatch.setattr(karras, "grid", lambda images, captions, *rest, title, grid=fid.grid:
                         shown.append((images, captions)) or grid(images, captions, *rest, title=title))
     karras.show_paths(tmp_path, lambda x, sig: 0 * x, 7.0, 0.5, torch.device("cpu"), 0)  # all paths are straight: x is
@@ -1428,6 +1675,15 @@ def test_pictures_show_the_noise_levels_that_stand_below_them(tmp_path, monkeypa
         expected = noise * below[ten] / below[ten].clamp(min=0.5)
         if name != "ancestral": assert torch.allclose(images[ten], expected, rtol=0.05, atol=0.01), name
     assert len(images) == 10 * len(karras.SAMPLERS)
+
+    clothes, sig = fid.fashion_mnist(data="drawn", count=16)[0] * 0.5, torch.linspace(0.1, 4, 16)
+    torch.manual_seed(0)
+    karras.show_question(tmp_path, clothes, sig, {})
+    torch.manual_seed(0)
+    karras.noisify(clothes)                                                  # the batch that is told about
+    (inputs, _), target = karras.noisify(clothes, sig=sig)
+    images, captions = shown[-1]
+    assert torch.equal(images, torch.cat([inputs, target]) / 2) and captions[0] == captions[16] == "0.10"
 
     karras.show_one_step(tmp_path, lambda x, sig: asked.append((x, sig)) or x, torch.zeros(16, 1, 32, 32),
                          torch.linspace(0.1, 4, 16), 0.5, 0)
@@ -1650,10 +1906,10 @@ def test_a_script_that_was_edited_after_a_training_began_is_named(tmp_path, monk
     train = lambda: unet.fit(model, lambda x: ((x,), x), torch.randn(8, 1, 4, 4), epochs=1, batch_size=4, lr=0.1,
                              path=path, amp=False)
     train()
-    for name in ("unet.py", "karras.py", "test_all.py"): os.utime(tmp_path / name, (1, path.stat().st_mtime - 60))
+    for name in ("unet.py", "karras.py", "test_all.py"): os.utime(tmp_path / name, (1, unet.STARTED - 60))
     capsys.readouterr(), train()
     assert capsys.readouterr().out == f"using the network trained before, {path}\n"
-    for name in ("karras.py", "test_all.py"): os.utime(tmp_path / name, (1, path.stat().st_mtime + 60))
+    for name in ("karras.py", "test_all.py"): os.utime(tmp_path / name, (1, unet.STARTED + 0.01))    # before training
     os.utime(path, (2**31, 2**31)), train()                 # of a copy the file is younger, but not the training
     assert "(karras.py changed since: if the change is in training, delete this file)" in capsys.readouterr().out
 

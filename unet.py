@@ -127,7 +127,7 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """The lecture's network: 15,890,753 parameters with the defaults.
+    """The lecture's network: 15,890,753 parameters with the defaults. (Scripts build what SIZES says, further down.)
 
     channels: the width of each level, from full size down; every one a multiple of groups and, but for the first
     level, which has no attention, of head_dim. layers: residual blocks at each level on the way down; up has one more.
@@ -258,8 +258,11 @@ def step_seed(seed, step):
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
+STARTED = time.time()    # what was edited later is not what runs, even if a training begins later still
+
+
 def edited_since(began):
-    """What to say of scripts that changed after a training began, at the time `began`."""
+    """What to say of scripts that changed after the script that trained was started, at the time `began`."""
     names = [file.name for file in sorted(Path(__file__).parent.glob("*.py"))
              if file.stat().st_mtime > began and not file.name.startswith("test_")]
     return f" ({', '.join(names)} changed since: if the change is in training, delete this file)" if names else ""
@@ -268,11 +271,12 @@ def edited_since(began):
 SAVE_EVERY = 30          # seconds between two checkpoints
 
 
-def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.mse_loss, path=None, settings=None,
+def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=None, path=None, settings=None,
         optimizer=functools.partial(torch.optim.Adam, eps=1e-5), amp=True, seed=0, retrain=False):
     """The one training loop: Adam under a one-cycle rate (Smith 2018), everything resident on the model's device.
 
     noisify(x0) -> (inputs, target), or noisify(x0, labels) where labels are given; inputs is a tuple: model(*inputs).
+    loss(output, target): usually their mean squared error.
     optimizer: torch.optim.Adam or AdamW, the rest of its settings filled in.
     images: (N, 1, H, W), taken in batches of batch_size; an epoch's incomplete last batch is left out. amp: bfloat16
     where the device gains by it (see mixed_precision), compiled on a GPU; without amp plain float32, not compiled.
@@ -282,14 +286,14 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     included, "device": its name}; the model is left in evaluation mode. Raises Problem where a checkpoint is damaged or
     belongs to other settings, and where the loss is not finite.
     """
-    device, path = next(model.parameters()).device, path and Path(path)
+    device, path, loss = next(model.parameters()).device, path and Path(path), loss or F.mse_loss
     # Channels last is the faster layout, except on CPUs in bfloat16, where group norm is slow in it.
     channels_first = amp and device.type == "cpu" and has_matrix_units(device)
     model.to(memory_format=torch.contiguous_format if channels_first else torch.channels_last)
     settings = json.loads(json.dumps(settings or {}))                      # plain values only: tuples become lists
     if path and path.exists() and not retrain:
         state = load_checkpoint(path, settings, needs=("model", "losses", "seconds", "began", "device"))
-        restore(model.eval(), state["model"], path)
+        restore(model.eval(), state["model"], path, "if you changed the network take another --out-dir, else delete it")
         print(f"using the network trained before, {path}" + edited_since(state["began"]))
         return {key: state.get(key) for key in ("losses", "seconds", "first_step", "device")}
 
@@ -301,7 +305,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.m
     # The rate climbs for the first 30% of the steps, then falls to next to nothing; Adam's first beta goes the other
     # way, from 0.95 to 0.85 and back.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optim, max_lr=lr, total_steps=total)
-    losses, step, seconds_before, first_step, began = torch.zeros(total), 0, 0.0, None, time.time()
+    losses, step, seconds_before, first_step, began = torch.zeros(total), 0, 0.0, None, STARTED
     part = path and path.with_suffix(".retrain" if retrain else ".part")
     if part and part.exists():
         losses, step, seconds_before, first_step, began = resume(part, settings, model, optim, schedule)
@@ -375,13 +379,14 @@ def chosen(args, recipe):
     return {name: value if getattr(args, name) is None else getattr(args, name) for name, value in recipe.items()}
 
 
-def train(args, lesson, recipes, noisify, images, *, build=None, loss=F.mse_loss, amp=True, **settings):
+def train(args, lesson, recipes, noisify, images, *, build=None, loss=None, amp=True, **settings):
     """A lesson's trained network: built, started and fitted, or found again in the lesson's folder.
 
     recipes: {size: {"epochs": .., "batch_size": .., "lr": ..}}. build(): another network than the size's UNet.
     settings: what else the network depends on, such as its lesson's scales.
     -> the network, and its origin, for the record of every result (loss: the mean of the last 100 steps).
     """
+    if args.size not in recipes: raise Problem(f"--size {args.size} has no recipe: add one to RECIPE in {lesson}.py")
     recipe = chosen(args, recipes[args.size])
     settings |= recipe | {"lesson": lesson, "images": len(images), "data": args.data, "seed": args.seed}
     torch.manual_seed(args.seed)
@@ -433,13 +438,14 @@ def checkpoint_path(folder, settings, what="network"):
 
 def resume(part, settings, model, optim, schedule):
     """Put model, optimiser and schedule where a training was broken off -> its losses, step, seconds, first_step, and
-    when it began."""
+    when the script was started."""
     state = load_checkpoint(part, settings,
                             needs=("model", "losses", "seconds", "began", "step", "optimizer", "schedule"))
     restore(model, state["model"], part)
     optim.load_state_dict(state["optimizer"])
     for weight, moments in optim.state.items():                            # another device may lay them out otherwise
-        moments |= {name: torch.empty_like(weight).copy_(moments[name]) for name in ("exp_avg", "exp_avg_sq")}
+        moments |= {name: torch.empty_like(weight).copy_(moment) for name, moment in moments.items()
+                    if torch.is_tensor(moment) and moment.shape == weight.shape}
     schedule.load_state_dict(state["schedule"])
     return state["losses"], state["step"], state["seconds"], state.get("first_step"), state["began"]
 
@@ -508,7 +514,8 @@ def restore(model, weights, path, remedy="delete it"):
     try:
         model.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise Problem(f"{path} does not fit this network ({first_line(error)}): {remedy}")
+        reason = " ".join(str(error).split())[:200]                        # torch lists every weight
+        raise Problem(f"{path} does not fit this network ({reason}): {remedy}")
 
 
 # ---------------------------------------------------------------------------------------------- what scripts share

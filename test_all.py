@@ -312,6 +312,7 @@ def test_generate_starts_from_the_same_noise_in_any_batches():
     assert abs(whole.std() - 1) < 0.03 and seconds > 0
     drawn = [unet.generate(lambda noise: torch.randn_like(noise), 4, 3, cpu)[0] for _ in range(2)]
     assert torch.equal(*drawn) and not torch.equal(drawn[0], whole[:4])      # a sampler's own noise is other noise
+    assert not torch.equal(drawn[0], unet.generate(lambda noise: torch.randn_like(noise), 4, 4, cpu)[0])
 
 
 def test_a_script_ends_with_one_line_and_a_status(capsys):

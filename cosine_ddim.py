@@ -270,7 +270,7 @@ def try_ddim(args, find_noise, origin, evaluate, abar, steps, eta, spacing, clip
     return record
 
 
-def show_dials(folder, image, seed, dials=("cosine",)):
+def show_dials(folder, image, dials, seed):
     """5. Both dials of the noise schedule, also as they were set, and why a larger image wants another setting."""
     t = torch.linspace(0.001, 0.999, 200)
     families = [("linear",), ("cosine",), ("cosine", 0.2), ("cosine", None, None, 2), ("sigmoid",), ("sigmoid", 0),
@@ -323,7 +323,7 @@ def main(argv=None):
     show_one_step(args.folder, find_noise, test[:19], gamma, args.input_scale, args.seed)
     trials = COMPARED if args.compare else [trial]
     records = [try_ddim(args, find_noise, origin, evaluate, gamma, *trial) for trial in trials]
-    show_dials(args.folder, test[:1] / args.input_scale, args.seed, args.dials)
+    show_dials(args.folder, test[:1] / args.input_scale, args.dials, args.seed)
     print("The lecture's figures are on a scale where its real images scored 1.9 to 2.6.")
     comparison(records, label, LECTURE, args.folder)
 

@@ -357,6 +357,21 @@ def test_a_seed_settles_the_start_the_order_and_the_noise_and_the_loss_is_of_the
     assert len(losses["now"]["losses"]) == 200 and losses["now"]["losses"][:100].mean() > 2 * origins[1]["loss"]
 
 
+def test_adam_runs_under_a_one_cycle_rate(monkeypatch):
+    seen, step = [], torch.optim.Adam.step
+
+    def listen(self, *how):
+        seen.extend((group["lr"], *group["betas"], group["eps"]) for group in self.param_groups)
+        return step(self, *how)
+    monkeypatch.setattr(torch.optim.Adam, "step", listen)
+    unet.fit(Line(), noisy, torch.randn(400, 1, 8, 8), epochs=1, batch_size=4, lr=0.02, amp=False)
+    rates, momentum, *others = np.array(seen).T
+    assert len(seen) == 100 and rates.argmax() == momentum.argmin() == 29    # 30 of the 100 steps climb
+    assert np.allclose([rates[0], rates[29], rates[-1]], [0.02 / 25, 0.02, 0.02 / 25e4], rtol=1e-6)
+    assert np.allclose(momentum[[0, 29, -1]], [0.95, 0.85, 0.95], atol=1e-6) and np.diff(rates[29:]).max() < 0
+    assert np.allclose(others, np.array([[0.999], [1e-5]]), rtol=1e-9, atol=0)
+
+
 # ---------------------------------------------------------------------------------------------- fid.py
 
 def test_frechet_distance_of_gaussians_with_known_answer():
@@ -489,6 +504,39 @@ def test_the_pinned_classifier():
     seen = fid.run(model, images).argmax(1)
     for name in ("Trouser", "Bag"):                                          # even drawn ones it knows
         assert (seen[labels == fid.CLASSES.index(name)] == fid.CLASSES.index(name)).float().mean() > 0.5
+
+
+def test_the_classifier_learns_from_shifted_and_mirrored_images_and_is_judged_by_test_images(tmp_path, monkeypatch):
+    (images, labels), others = fid.draw_clothes(300, 1), fid.fashion_mnist(data="drawn", count=200)
+    images = torch.nn.functional.pad(images[:, None] / 127.5 - 1, (2, 2, 2, 2), value=-1.0)
+    monkeypatch.setattr(fid, "fashion_mnist", lambda data_dir, train, data: (images, labels) if train else others)
+    monkeypatch.setattr(fid, "WEIGHTS", tmp_path / "weights" / "fid.pt")
+    right = torch.full((200,), 0.9) > torch.linspace(0, 1, 200)              # 180 of 200 guesses
+
+    def fit(model, augment, x, *, labels, loss, optimizer, **more):
+        assert x.equal(images) and more.get("amp", True) and optimizer is torch.optim.AdamW
+        sure = torch.full((1, 10), 0.1 / 10).index_fill(1, torch.tensor([3]), 0.9 + 0.1 / 10).log()
+        assert loss(sure, torch.tensor([3])).item() == pytest.approx(-(sure.exp() * sure).sum().item(), rel=1e-5)
+        (made,), same = augment(x, labels)
+        moved = torch.stack([torch.roll(flipped, (down, across), (2, 3)) for flipped in (x, x.flip(3))
+                             for down in range(-2, 3) for across in range(-2, 3)])
+        found = (made == moved).all(dim=(2, 3, 4))                           # (50 ways, images)
+        assert same is labels and found.any(0).all() and found.any(1).all()
+        assert 0.3 < (found[:25].any(0) & ~found[25:].any(0)).float().mean() < 0.6
+        return {"seconds": 1.0, "device": "none"}
+
+    def judge(model, x):
+        assert x.equal(others[0]) and all(p.eq(p.half()).all() for p in model.parameters())
+        return torch.nn.functional.one_hot(torch.where(right, others[1], (others[1] + 1) % 10), 10)
+    monkeypatch.setattr(fid, "fit", fit)
+    monkeypatch.setattr(fid, "run", judge)
+    retrain = ["--retrain", "--size", "small", "--data", "fashion", "--out-dir", str(tmp_path), "--device", "cpu"]
+    monkeypatch.setattr(fid, "find_data", lambda *how: "fashion")
+    with pytest.raises(SystemExit): fid.main(retrain)                        # 90% are not enough
+    assert not fid.WEIGHTS.exists()
+    right[:] = torch.arange(200) < 190
+    fid.main(retrain)
+    assert fid.load_classifier("cpu")[1]["accuracy"] == pytest.approx(0.95)
 
 
 @pytest.fixture(scope="module")
@@ -843,6 +891,28 @@ def test_the_errors_of_an_answer_that_never_changes(target, answer, tmp_path, mo
     middles, off = charts["network"]
     assert torch.allclose(torch.stack(off), (middles - always).abs(), atol=0.01) and len(off) == 20
     assert torch.equal(charts["test images"][0], actual) and torch.equal(charts["test images"][1], pred)
+
+
+def test_losses_are_of_training_and_test_images_and_the_logits_error_is_the_logits(tmp_path, monkeypatch):
+    class Mean(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.nothing = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x): return x.mean((1, 2, 3))[:, None].abs()
+    origin = dict(train_seconds=0.0, trained_on="")
+    monkeypatch.setattr(noise_pred, "network", lambda args, x0, target: (Mean(), origin))
+    noise_pred.main("--size tiny --data drawn --device cpu --target alphabar --out-dir".split() + [str(tmp_path)])
+    (record,) = json.loads((tmp_path / "noise_pred" / "results.json").read_text())
+    for key, train in (("train_loss", True), ("test_loss", False)):
+        x0 = fid.fashion_mnist(train=train, data="drawn", count=unet.SIZES["tiny"]["count"])[0] / 2
+        torch.manual_seed(0)
+        (x_t,), actual = noise_pred.noisify(x0, target="alphabar")
+        said = x_t.mean((1, 2, 3)).abs().clamp(1e-5, 1 - 1e-5)
+        assert record[key] == pytest.approx((said - actual).square().mean().item(), rel=1e-4)
+    assert record["train_loss"] != record["test_loss"]
+    assert record["mae"] == pytest.approx((said - actual).abs().mean().item(), rel=1e-4)
+    assert record["logit_mse"] == pytest.approx((said.logit() - actual.logit()).square().mean().item(), rel=1e-4)
 
 
 def test_flat_mse_does_not_broadcast():
@@ -1494,6 +1564,55 @@ def test_the_networks_on_record_are_those_that_the_scripts_train(tmp_path, monke
     first = next(r for r in kept(small if size == "small" else lesson.__name__, size)
                  if r["seed"] == 0 and r["what"] != "alphabar" and r.get("model") != "cosine")
     assert paths == [first["network"]]
+
+
+def test_the_loss_with_t_is_that_of_the_same_recipe(tmp_path, capsys):
+    args = argparse.Namespace(out_dir=tmp_path, size="small", seed=3, data="fashion")
+    recipe = dict(epochs=2, batch_size=32, lr=4e-3)
+    with_t = vars(args) | recipe | dict(loss=0.0383, schedule="cosine", normalise=False, input_scale=0.5)
+    del with_t["out_dir"]
+    others = [with_t | {key: value, "loss": 0.1, "what": key} for key, value in dict(
+        size="tiny", seed=4, data="drawn", epochs=3, batch_size=64, lr=1e-2, schedule="linear", normalise=True,
+        input_scale=1.0).items()]
+
+    def said(results):
+        (tmp_path / "cosine_ddim").mkdir(exist_ok=True)
+        fid.save_results(tmp_path / "cosine_ddim", results)
+        no_t.show_losses(args, recipe | dict(loss=0.0389, train_seconds=1.0, trained_on="a CPU"))
+        return capsys.readouterr().out
+    assert "without t 0.0389, with t not known" in said(others[1:])
+    assert "without t 0.0389, with t 0.0383" in said([with_t, others[0]])
+
+
+def test_the_trace_tells_what_was_said_of_x_t_before_each_step(monkeypatch, capsys):
+    halved = lambda find_noise, find_abar, x, ts, *how: ((x * 3, x := x / 2) for _ in ts[:-1])
+    monkeypatch.setattr(no_t, "sample", halved)
+    args = argparse.Namespace(steps=3, eta=1.0, clip=4.0, rescue="every", seed=0, device=torch.device("cpu"))
+    no_t.show_trace(args, None, lambda x: x.abs().amax((1, 2, 3)) / 10)
+    first = torch.randn(no_t.BATCH, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    for i, line in enumerate(capsys.readouterr().out.splitlines()[-3:]):
+        x = first / 2 ** i
+        said = x.abs().amax((1, 2, 3)) / 10
+        expected = [said.min(), said.median(), said.max(), x.min(), x.max(), 3 * x.min(), 3 * x.max()]
+        assert np.allclose([float(word) for word in line.split()[3:]], expected, atol=0.006)
+
+
+def test_noised_images_are_drawn_at_one_brightness_and_schedules_shifted_by_2_ln_b(tmp_path, monkeypatch):
+    drawn, charts = [], {}
+    for lesson in (cosine_ddim, noise_pred):
+        monkeypatch.setattr(lesson, "grid", lambda images, *rest, grid=fid.grid, **how:
+                            drawn.append(images) or grid(images, *rest, **how))
+    x0 = 0.3 * (2.0 * torch.randint(2, (25, 1, 32, 32)) - 1)                 # of deviation 0.3
+    cosine_ddim.show_noising(tmp_path, x0, cosine_ddim.abar, 0.3, 0)
+    monkeypatch.setattr(noise_pred, "INPUT_SCALE", 0.3)
+    noise_pred.show_question(tmp_path, x0)
+    for images in drawn: assert torch.allclose(images.std((1, 2, 3)), torch.ones(25), atol=0.1)
+    monkeypatch.setattr(cosine_ddim, "plot", lambda series, title, *rest, plot=fid.plot:
+                        charts.update({title: series}) or plot(series, title, *rest))
+    cosine_ddim.show_dials(tmp_path, x0[:1], ("cosine", None, None, None), 0)
+    for name, t, shifted, _ in charts["cosine, with images scaled by b"]:
+        b, a = float(name.removeprefix("b = ")), cosine_ddim.abar(t)
+        assert torch.allclose(shifted, (b ** 2 * a / (1 - a)).log(), atol=1e-3) and len(drawn) == 3
 
 
 @pytest.mark.parametrize("lesson", [karras, cosine_ddim])

@@ -13,8 +13,9 @@ alphabar 0.5 they are off by 0.022, a third more than the limit for an unbiased 
 (see best). The lecture also reports that without the logit it did not work well. With our short training that holds
 near 0 and 1 only: from alphabar 0.2 to 0.8 both targets do equally well, but at 0.999 a network asked for alphabar is
 off by 0.0048, one asked for the logit by 0.0004. The squared error of alphabar hardly notices; the logit's does. After
-the lecture's 20 passes in batches of 512 the logit's is 0.081, or, by twelve draws of noise, 0.070 to 0.092, so the
-lecture's 0.075 is within luck of it. The least possible is about 0.07 (results/README.md, "Lesson 2").
+the lecture's 20 passes in batches of 512 the logit's is 0.081, or 0.070 to 0.092 by twelve draws with every alphabar
+drawn on its own, so the lecture's 0.075 is within luck of it. The least possible is about 0.07 (results/README.md,
+"Lesson 2").
 
 The same network by the lecture's recipe (20 passes in batches of 512 on an H200, seed 0; results/lecture/noise_pred):
 0.093 by one draw, an unlucky one. Its guesses are off by 0.018 on average, and at alphabar 0.5 by 0.0190, an eighth

@@ -21,8 +21,8 @@ The same network by the lecture's recipe (20 passes in batches of 512 on an H200
 0.093 by one draw, an unlucky one. Its guesses are off by 0.018 on average, and at alphabar 0.5 by 0.0190, an eighth
 more than that limit.
 
-The notebook's loss on test images jumps about on the way. Luck in the draws is one reason; batch norm is likely
-another: in evaluation it uses running averages, which lag behind weights that change fast.
+The notebook's loss on test images jumps about on the way. Luck in the draws is a likely reason, and batch norm another:
+in evaluation it uses running averages, which lag behind weights that change fast.
 """
 import functools
 import math

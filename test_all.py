@@ -1614,6 +1614,7 @@ def test_noised_images_are_drawn_at_one_brightness_and_schedules_shifted_by_2_ln
     for lesson in (cosine_ddim, noise_pred):
         monkeypatch.setattr(lesson, "grid", lambda images, *rest, grid=fid.grid, **how:
                             drawn.append(images) or grid(images, *rest, **how))
+    torch.manual_seed(0)
     x0 = 0.3 * (2.0 * torch.randint(2, (25, 1, 32, 32)) - 1)                 # of deviation 0.3
     cosine_ddim.show_noising(tmp_path, x0, cosine_ddim.abar, 0.3, 0)
     monkeypatch.setattr(noise_pred, "INPUT_SCALE", 0.3)

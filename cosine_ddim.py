@@ -84,7 +84,7 @@ def timesteps(steps, spacing="uniform"):
     which the lecture recalls: on a fine grid take every 10th time in the first tenth of the way, every 9th in the next,
     .., all in the last.
     """
-    if steps < 2: raise Problem(f"{steps} steps are too few: the last of them, at t = 0, changes nothing")
+    if steps < 2: raise Problem(f"{steps} steps are too few: the last of them, at t = 0, removes no noise")
     done = np.linspace(0, 1, steps)                                        # how much of the way down is done
     if spacing == "late":
         taken = np.cumsum([0] + [1 / stride for stride in range(10, 0, -1)])       # steps, by the end of each tenth
@@ -120,10 +120,10 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
 # destroys more. But on the same images our small network has far more trouble than one of the lecture's size. Divide
 # x_t by sqrt(abar): the picture is at full strength, under noise of deviation sigma = sqrt((1 - abar) / abar). (That is
 # lesson 4's sigma, all the noise there is; sig, in ddim_step, is what one step adds.) Early on sigma is large, and
-# x_0_hat is off by the network's error times sigma, so some noise is missed: x_t is noisier than its time says. With
-# eta 0 each later step removes only what the time says, so the excess stays while sigma falls, until it is all that is
-# left. With eta 1 each step replaces some old noise by fresh noise. Variances of independent noises add, so the excess
-# counts for less each time, and falls as fast as sigma, or faster.
+# x_0_hat is off by the network's error times sigma: some noise is left in it, and the next x_t is noisier than its time
+# says. With eta 0 each later step removes only what the time says, so the excess stays while sigma falls, until it is
+# all that is left. With eta 1 each step replaces some old noise by fresh noise. Variances of independent noises add, so
+# the excess counts for less each time, and falls as fast as sigma, or faster.
 # Why the network misses some, and what mends most of it: results/README.md, "Why eta below 1 leaves noise".
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
     """From standard normal x (N, 1, H, W) along the times ts: yields (x_0_hat, x_t) after every step.
 
     ts: a tensor or a list. find_noise(x_t, t): any estimate of the noise in x_t at time t. The last call, at t = 0,
-    changes nothing; it is the lecture's, and lesson 3 has a use for it.
+    removes no noise; it is the lecture's, and lesson 3 has a use for it.
     """
     ts = torch.as_tensor(ts).tolist()
     for t, t1 in zip(ts, ts[1:]):
@@ -144,10 +144,10 @@ def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
 # skip it on a first reading. Dial one is the schedule, gamma(t) in the paper: our alphabar. Dial two is b, a number to
 # scale the images with: less image in the same noise.
 
-# gamma's curve, as it falls or rises from u = start to end; start and end, if nothing else is asked for.
+# Of each family a curve of u, and the usual start and end. noise_schedule stretches the piece from start to end so that
+# it runs from 1 to 0, whether the curve falls or rises.
 SCHEDULES = {"linear": (lambda u, tau: 1 - u, 0.0, 1.0),
-             # cos(u pi / 2) ** (2 tau), but in spite of rounding 0 at u = 1: a small tau would magnify what is left.
-             "cosine": (lambda u, tau: (math.pi / 2 * (1 - u)).sin().clamp(min=0) ** (2 * tau), 0.0, 1.0),
+             "cosine": (lambda u, tau: (u * (math.pi / 2)).cos().clamp(min=0) ** (2 * tau), 0.0, 1.0),
              "sigmoid": (lambda u, tau: (u / tau).sigmoid(), -3.0, 3.0)}
 
 
@@ -156,7 +156,8 @@ def noise_schedule(name="cosine", start=None, end=None, tau=None):
 
     name: one of SCHEDULES; cosine with no parameters is abar as it stands above. Otherwise the piece of the curve from
     start to end is stretched to run from 1 to 0. tau (default 1) bends the curve of cosine and sigmoid; linear has no
-    parameters. Raises Problem for those that make no schedule.
+    parameters. A small tau makes cosine fall so late that at 1 - 1/steps, where sampling starts from pure noise, much
+    of the image should be left. Raises Problem for parameters that make no schedule.
     """
     if (name, start, end, tau) == ("cosine", None, None, None): return lambda t: abar(t).clamp(1e-9, 1)
     curve, *ends = SCHEDULES[name]
@@ -294,7 +295,7 @@ def main(argv=None):
     add("--steps", type=number(int, 2, 1000), help="steps of DDIM (default 100)")
     add("--eta", type=number(float, 0, 1), help="fresh noise on the way, 0 to 1 (default 1)")
     add("--spacing", choices=("uniform", "late"), help="where the steps are (default uniform)")
-    add("--clip", type=number(float, 0.01, 1000), help="bound on the estimated image: 1 is its range (default none)")
+    add("--clip", type=number(float, 0.01, 1000), help="bound on x_0_hat, in units of the images' range (default none)")
     add("--schedule", choices=SCHEDULES, default="cosine", help="alphabar(t) (default cosine)")
     add("--start", type=number(float, -1000, 1000), help="where the schedule's curve begins (cosine 0, sigmoid -3)")
     add("--end", type=number(float, -1000, 1000), help="where it ends (cosine 1, sigmoid 3)")

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageDraw, ImageFont
 
-from unet import (Problem, alone, checkpoint_path, chosen, device_name, first_line, fit, flags, load_checkpoint,
+from unet import (Problem, checkpoint_path, chosen, device_name, first_line, fit, flags, load_checkpoint,
                   measured_on, progress, read_results, restore, save_atomically, script, settle, writable)
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -347,9 +347,8 @@ def save_results(folder, records):
     """Put the records into results.json, a list, where each replaces an earlier one of the same settings."""
     identity = lambda record: [record.get(key) for key in IDENTITY]
     new = [identity(record) for record in records]
-    with alone(folder):
-        kept = [old for old in read_results(folder) if identity(old) not in new]
-        save_atomically(json.dumps(kept + records, indent=1) + "\n", folder / "results.json")
+    kept = [old for old in read_results(folder) if identity(old) not in new]
+    save_atomically(json.dumps(kept + records, indent=1) + "\n", folder / "results.json")
 
 
 # ---------------------------------------------------------------------------------------------- pictures

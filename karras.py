@@ -33,8 +33,8 @@ from scipy import integrate, stats
 
 import cosine_ddim
 # From fid.py: the images, scores, pictures. From unet.py: the command line (flags, settle), a network, trained now or
-# found again (train), and samples in batches (generate). You can read all of these later. The order of things is in
-# main, at the end, and in learn, before it.
+# found again (train), and samples in batches (generate). You can read all of these later. What is done, and in which
+# order, stands in learn and main, at the end.
 from fid import ImageEval, beside, comparison, fashion_mnist, find_data, grid, plot, report
 from unet import Problem, flags, generate, number, script, settle, train
 
@@ -224,11 +224,14 @@ def lms_coefficients(sigs, i, order):
 def sample_lms(denoise, x, sigs, order=4):
     """A linear multistep method: the last slopes, already paid for, tell how the slope is changing.
 
-    One evaluation a step; the first steps make do with the slopes there are. The last step, to 0, is like the others.
+    One evaluation a step; the first steps make do with the slopes there are. The step to 0 is Euler's: it can be far
+    longer than those before it, and a polynomial carried so far magnifies rounding (in 100 steps 78 times, and the
+    picture shows it).
     """
     slopes, sigs = [], torch.as_tensor(sigs).tolist()
     for i, sig in enumerate(sigs[:-1]):
         slopes = [(x - denoise(x, sig)) / sig] + slopes[:order - 1]
+        if sigs[i + 1] == 0: slopes = slopes[:1]
         x = x + sum(c * slope for c, slope in zip(lms_coefficients(sigs, i, len(slopes)), slopes))
         yield x
 
@@ -306,7 +309,8 @@ LECTURE = {"euler, 100 steps": "1.98 (4.0 x)", "ancestral, 100 steps, eta 0.5": 
 
 EXACT_STEPS = 100               # noise levels of LMS on the way to the ends that count as exact
 
-# Results tell eta and s_churn apart. For other settings enter a sampler in SAMPLERS, which gives them a name.
+# Sampler, steps, options. Results tell eta and s_churn apart; state eta for "ancestral" even if it is 1. For any other
+# option enter a sampler in SAMPLERS, which gives it a name, or its result replaces the plain one's.
 COMPARED = [("euler", 100, {}), ("euler", 20, {}), ("ancestral", 100, {"eta": 0.5}), ("heun", 50, {}), ("heun", 20, {}),
             ("lms", 20, {}), ("dpmpp_2m", 20, {})]
 
@@ -406,16 +410,10 @@ def label(record):
 
 
 def exact_ends(args, denoiser):
-    """Where 64 paths end, nearly exactly -> (64, 1, 32, 32), or fewer with --samples.
-
-    LMS in many steps goes down to the smallest sigma (closer to exact than Heun in as many, for half the evaluations).
-    From there one Euler step goes to 0, as in all samplers but LMS itself.
-    """
-    sigs = sigmas_karras(EXACT_STEPS)
-
-    def walk(noise):
-        x = sample(sample_lms, denoiser, noise, sigs[:-1], order=4)        # a yardstick: whatever the default is
-        return denoiser(x, sigs[-2].item()) / args.input_scale
+    """Where 64 paths end, nearly exactly -> (64, 1, 32, 32), or fewer with --samples: by LMS in many steps, which is
+    closer to exact than Heun in as many, for half the evaluations."""
+    sigs = sigmas_karras(EXACT_STEPS)                                      # order 4 even if you change the default
+    walk = lambda noise: sample(sample_lms, denoiser, noise, sigs, order=4) / args.input_scale
     return generate(walk, min(64, args.samples), args.seed, args.device, amp=False)[0]
 
 
@@ -444,7 +442,7 @@ def try_sampler(args, denoiser, origin, evaluate, exact, name, steps, options):
     asked = evaluations(name, steps)
     images, seconds = generate(walk, args.samples, args.seed, args.device)
     error = median = None
-    if not fresh_noise(options):                                           # which ends elsewhere by design
+    if not fresh_noise(options):                                           # with it the ends are elsewhere by design
         ends, _ = generate(walk, len(exact), args.seed, args.device, amp=False)
         error, median = solver_error(ends, exact)
     record = {"what": name, "steps": steps, "evaluations": asked, "eta": options.get("eta"),
@@ -492,7 +490,7 @@ def learn(args, images):
     show_sigmas(args.folder, args.seed)
     evenly = stats.norm.ppf(np.linspace(0.01, 0.99, 16))                   # 16 sigmas, spread as training draws them
     sig = torch.tensor(np.exp(P_MEAN + P_STD * evenly), dtype=torch.float32, device=args.device)
-    how = {"sig_data": args.sig_data}                                      # the rest only if asked for: it names files
+    how = {"sig_data": args.sig_data}                  # the rest only if asked for: checkpoints are named by all of it
     if args.log_sigma: how["log_sigma"] = True
     if args.centre: how["centre"] = round(float(x0.mean()), 4)
     show_question(args.folder, test, sig, how)

@@ -157,7 +157,7 @@ COMPARED = [("none", 1.0, CLIP), ("none", 0.0, CLIP), ("every", 1.0, CLIP), ("ev
 def label(record):
     """A result's settings in words, the lecture's clip left out."""
     return (f"{record['what']}, {record['steps']} steps, eta {record['eta']:g}, rescue {record['rescue']}"
-            + (f", clip {record['clip']:g}" if record["clip"] != 4 else ""))           # whatever CLIP is by now
+            + (f", clip {record['clip']:g}" if record["clip"] != 4 else ""))           # even if you change CLIP
 
 
 def show_losses(args, origin):
@@ -257,7 +257,7 @@ def main(argv=None):
     add("--eta", type=number(float, 0, 1), help="fresh noise on the way, 0 to 1 (default 1)")
     add("--rescue", choices=RESCUES,
         help="when alphabar is predicted; late: for t <= 0.7 (default: none, then every, then every with --clip 1)")
-    add("--clip", type=number(float, 0.01, 1000), help="bound on x_0_hat: 1 is its range (default 4, the rescue's)")
+    add("--clip", type=number(float, 0.01, 1000), help="bound on x_0_hat, in units of the images' range (default 4)")
     add("--ideal", action="store_true", help=f"no networks, but the best answers there are for {IDEAL_IMAGES} images")
     shows = parser.add_mutually_exclusive_group()
     shows.add_argument("--compare", action="store_true", help="all rescues, and three eta, in one table")

@@ -78,8 +78,8 @@ LEVELS = (0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999)
 def guess(model, x0, al_t=None, target="logit"):
     """Noise the images x0 (N, 1, H, W) -> the network's answers (N,), the right ones (N,), and the noised images.
 
-    Without al_t (N,) alphabar is spread evenly over (0, 1), one to each N-th of it. If it were drawn, as in training,
-    the few draws nearest to 0, where the logit is least known, would decide much of the loss.
+    Without al_t (N,) alphabar is spread evenly: one in each of N equal parts of (0, 1). If each were drawn on its own,
+    as in training, the loss would hang on how many happen to fall close to 0, where the logit is least known.
     """
     torch.manual_seed(0)                                                   # the same noise for every network
     n = len(x0)

@@ -37,8 +37,8 @@ def timestep_embedding(t, dim, max_period=10_000):
     """Sinusoids of the time t at dim/2 frequencies from 1 down toward 1/max_period (Vaswani et al. 2017, section 3.5).
 
     t: (N,) floats -> (N, dim): cosines first, then sines. A network reads a number more easily as a pattern of waves.
-    (They were made for t up to 1000. Lesson 1 passes 0 to 1, where the fastest turns by one radian only; lesson 3
-    always 0; lesson 4 sigma.)
+    (These frequencies were made for t up to 1000. Lesson 1 passes 0 to 1, where the fastest turns by one radian only;
+    lesson 3 always 0; lesson 4 sigma.)
     """
     half = dim // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)
@@ -177,9 +177,10 @@ class UNet(nn.Module):
 
 
 def init_ddpm(model):
-    """Start the network as the constant 0, its blocks on the way down and up as nothing but shortcuts; -> the model.
+    """Start the network as the constant 0, its residual blocks on the way down and up as nothing but shortcuts (not
+    its attention, which starts at random); -> the model.
 
-    A fresh network then answers "no idea" instead of noise, and each block grows from doing nothing. Downsampling
+    A fresh network then answers 0 instead of random numbers, and each block grows from doing nothing. Downsampling
     starts orthogonal, so that no channel repeats another. (Lecture; zero last layers: Ho et al. 2020's own code.)
     """
     for level in [*model.down_blocks, *model.up_blocks]:
@@ -196,7 +197,7 @@ def init_ddpm(model):
 # ---------------------------------------------------------------------------------------------- making it fast
 # Number formats, attention, compiling: what is best depends on the machine. You can skip this at first.
 
-torch.backends.cudnn.allow_tf32 = False                    # what is called float32 here is that on every GPU
+torch.backends.cudnn.allow_tf32 = False                    # float32 is float32 on every GPU, not shorter TF32
 
 
 @functools.cache
@@ -258,11 +259,11 @@ def step_seed(seed, step):
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
-STARTED = time.time()    # what was edited later is not what runs, even if a training begins later still
+STARTED = time.time()    # when the code was loaded: what runs has no later edit in it, even if training starts later
 
 
 def edited_since(began):
-    """What to say of scripts that changed after the script that trained was started, at the time `began`."""
+    """A warning that names the scripts edited after the one that trained was started, at the time `began`; or ""."""
     names = [file.name for file in sorted(Path(__file__).parent.glob("*.py"))
              if file.stat().st_mtime > began and not file.name.startswith("test_")]
     return f" ({', '.join(names)} changed since: if the change is in training, delete this file)" if names else ""
@@ -329,7 +330,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=Non
             epoch, i = divmod(step, per_epoch)
             if i == 0 or step == resumed_at:
                 order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(images))).to(device)
-                from_step, from_time = step, time.perf_counter()           # speed is by epoch: the first compiles
+                from_step, from_time = step, time.perf_counter()           # speed is by epoch, as the first compiles
             torch.manual_seed(step_seed(seed, step))
             pick = order[i * batch_size:(i + 1) * batch_size]
             # The lecture's loop: the question and its answer, the network's answer, the loss, its gradient, one step.
@@ -467,22 +468,6 @@ def save_atomically(content, path):
         raise Problem(f"{path} cannot be written, perhaps because the disk is full ({first_line(error)})")
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def alone(folder):
-    """What is done `with alone(folder):` is done by one script at a time, wherever the system has locks for it."""
-    try:
-        import fcntl
-    except ImportError:                                                    # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError): fcntl.flock(handle, fcntl.LOCK_EX)          # some network folders have none
-        yield
-    finally:
-        os.close(handle)                                                   # which ends the lock, as a kill does
 
 
 def load_checkpoint(path, settings=None, needs=("model",), remedy="delete it"):

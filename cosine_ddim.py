@@ -84,6 +84,7 @@ def timesteps(steps, spacing="uniform"):
     which the lecture recalls: on a fine grid take every 10th time in the first tenth of the way, every 9th in the next,
     .., all in the last.
     """
+    if spacing not in ("uniform", "late"): raise ValueError(f"spacing {spacing!r} is neither uniform nor late")
     if steps < 2: raise Problem(f"{steps} steps are too few: the last of them, at t = 0, removes no noise")
     done = np.linspace(0, 1, steps)                                        # how much of the way down is done
     if spacing == "late":
@@ -169,14 +170,17 @@ def noise_schedule(name="cosine", start=None, end=None, tau=None):
     if name == "cosine" and (start < 0 or end > 1):
         raise Problem(f"--start {start:g}, --end {end:g}: cosine is cut from 0 to 1")
     first, last = (float(curve(torch.tensor(u), tau)) for u in (start, end))
-    if abs(first - last) < 1e-4:                                           # too few float32 numbers in between
-        raise Problem(f"--start {start:g}, --end {end:g}, --tau {tau:g}: that piece of the curve is flat")
-    return lambda t: ((last - curve(start + torch.as_tensor(t) * (end - start), tau)) / (last - first)).clamp(1e-9, 1)
+    asked = f"--start {start:g}, --end {end:g}, --tau {tau:g}"
+    if abs(first - last) < 1e-4: raise Problem(f"{asked}: that piece of the curve is flat")     # to float32
+    gamma = lambda t: ((last - curve(start + torch.as_tensor(t) * (end - start), tau)) / (last - first)).clamp(1e-9, 1)
+    if (abs(gamma(torch.linspace(0, 1, 1001)) - 0.5) < 0.499).sum() < 20:
+        raise Problem(f"{asked}: nearly all of the time there would be no noise, or nothing else")
+    return gamma
 
 
 def unit_variance(x_t):
     """Each image divided by its standard deviation, for --normalise: so that b changes only the share of noise."""
-    return x_t / x_t.std(dim=(1, 2, 3), keepdim=True)
+    return x_t / x_t.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
 
 
 def log_snr(a):
@@ -300,7 +304,7 @@ def main(argv=None):
     add("--start", type=number(float, -1000, 1000), help="where the schedule's curve begins (cosine 0, sigmoid -3)")
     add("--end", type=number(float, -1000, 1000), help="where it ends (cosine 1, sigmoid 3)")
     add("--tau", type=number(float, 0, 1000), help="how it bends (default 1)")
-    add("--input-scale", type=number(float, 0.01, 100), default=0.5, help="b: images in -b..b (default 0.5)")
+    add("--input-scale", type=number(float, 0.05, 5), default=0.5, help="b: images in -b..b (default 0.5)")
     add("--normalise", action="store_true", help="divide the network's input by its standard deviation")
     add("--compare", action="store_true", help="several steps, eta and spacings in one table")
     args = parser.parse_args(argv)

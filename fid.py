@@ -340,7 +340,7 @@ def comparison(records, label, lecture, folder):
 
 # What tells one result from another; a new one replaces the one that agrees in all of these.
 IDENTITY = ("what", "steps", "eta", "churn", "rho", "spacing", "clip", "rescue", "network", "weights", "predictor",
-            "samples", "seed", "data", "device", "classifier")
+            "size", "samples", "seed", "data", "device", "classifier")
 
 
 def save_results(folder, records):
@@ -389,6 +389,7 @@ def ticks(low, high, log):
         found = [m * 10.0 ** e for e in range(int(np.floor(low)), int(np.ceil(high)) + 1) for m in (1, 2, 5)]
         found = [v for v in found if low - 1e-3 <= np.log10(v) <= high + 1e-3]
         if len(found) > 9: found = [v for v in found if f"{v:e}".startswith("1.0")]
+        if len(found) < 2: found = [v for v, _ in ticks(10.0 ** low, 10.0 ** high, False) if v > 0]
         return [(float(np.log10(v)), f"{v:g}") for v in found]
     step = 10.0 ** np.floor(np.log10((high - low) / 4))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 6)

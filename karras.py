@@ -36,7 +36,7 @@ import cosine_ddim
 # found again (train), and samples in batches (generate). You can read all of these later. What is done, and in which
 # order, stands in learn and main, at the end.
 from fid import ImageEval, beside, comparison, fashion_mnist, find_data, grid, plot, report
-from unet import Problem, flags, generate, number, script, settle, train
+from unet import Problem, flags, generate, number, script, settle, step_seed, train
 
 RECIPE = {"lecture": dict(epochs=25, batch_size=512, lr=1e-2),
           "small": dict(epochs=1, batch_size=32, lr=4e-3),
@@ -458,15 +458,15 @@ def try_sampler(args, denoiser, origin, evaluate, exact, name, steps, options):
 @torch.no_grad()
 def show_paths(folder, denoiser, rho, input_scale, device, seed):
     """8. One noise on its way to a garment, by each sampler in 20 steps, of which every other is drawn."""
-    sigs, pictures = sigmas_karras(20, rho=rho), []
+    sigs, rows = sigmas_karras(20, rho=rho), {}
     noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(seed)).to(device) * sigs[0].item()
     shown = sigs[2::2].tolist()                                            # what is reached, not where a step begins
     for name in SAMPLERS:
-        torch.manual_seed(seed)
+        torch.manual_seed(step_seed(seed, 1))                              # another than noise's: fresh noise is new
         path = [x.clone() for x in SAMPLERS[name](denoiser, noise.clone(), sigs)][1::2]    # yours may work in place
-        pictures += [x / max(sig, input_scale) for x, sig in zip(path, shown)]
-    grid(torch.cat(pictures), [f"{sig:.2g}" for sig in shown] * len(SAMPLERS), len(shown),
-         title="from noise to clothes, by sigma; from above: " + ", ".join(SAMPLERS)).save(folder / "paths.png")
+        if len(path) == len(shown): rows[name] = [x / max(sig, input_scale) for x, sig in zip(path, shown)]
+    grid(torch.cat(sum(rows.values(), [])), [f"{sig:.2g}" for sig in shown] * len(rows), len(shown),
+         title="from noise to clothes, by sigma; from above: " + ", ".join(rows)).save(folder / "paths.png")
 
 
 def show_comparison(folder, records):
@@ -514,7 +514,7 @@ def main(argv=None):
     add("--churn", type=number(float, 0), help="fresh noise of Heun's sampler, S_churn in the paper (default 0)")
     add("--rho", type=number(float, 1, 100), default=7.0, help="how the steps shrink (default 7)")
     add("--model", choices=("karras", "cosine"), default="karras", help="this lesson's network, or lesson 1's")
-    add("--input-scale", type=number(float, 0.01, 100), help="images in -b..b (default 0.5, as in the lecture)")
+    add("--input-scale", type=number(float, 0.05, 5), help="images in -b..b (default 0.5, as in the lecture)")
     add("--sig-data", type=number(float, 0.001, 100), help="the images' assumed sd (default input scale x 0.66)")
     add("--log-sigma", action="store_true", help="tell the network ln(sigma) / 4, as in the paper, instead of sigma")
     add("--centre", action="store_true", help="take the images' mean off on the way in, and put it back")

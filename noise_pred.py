@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 
 from fid import beside, fashion_mnist, find_data, grid, plot, resnet, run, save_results, stand_in
-from unet import flags, script, settle, train
+from unet import Problem, flags, script, settle, train
 
 RECIPE = {"lecture": dict(epochs=20, batch_size=512, lr=1e-2),
           "small": dict(epochs=2, batch_size=64, lr=4e-3),
@@ -181,6 +181,7 @@ def main(argv=None):
         train_loss = flat_mse(said, right).item()
         said, right, x_t = guess(model, test, target=target)
         test_loss = flat_mse(said, right).item()
+        if not math.isfinite(test_loss): raise Problem("the network's answers are infinite: try a lower --lr")
         pred, actual = alphabar(said, target), alphabar(right, target)
         show_guesses(args.folder, test, x_t, pred, actual, target)
         table[target] = record = {

@@ -617,9 +617,9 @@ def test_results_replace_those_of_the_same_settings_only(tmp_path):
     other = one | {"classifier": "another"}                                  # another judge's score is another result
     fid.save_results(tmp_path, [other])
     assert len(json.loads((tmp_path / "results.json").read_text())) == 3
-    for key in "eta churn rho spacing clip rescue network weights predictor samples seed data device".split():
+    for key in "eta churn rho spacing clip rescue network weights predictor size samples seed data device".split():
         fid.save_results(tmp_path, [one | {key: "another"}])
-    assert len(json.loads((tmp_path / "results.json").read_text())) == 3 + 13
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 3 + 14
     (tmp_path / "results.json").write_text("[{")
     with pytest.raises(unet.Problem, match="results.json"): fid.save_results(tmp_path, [one])
 
@@ -640,6 +640,9 @@ def test_pictures():
     assert not (empty == fid.INK).all(-1)[40:350, 70:600].any()            # but for its frame and names
     assert fid.ticks(0, 10, False) == [(n, f"{n}") for n in (0, 2, 4, 6, 8, 10)]
     assert fid.ticks(-2, math.log10(90), True) == [(-2, "0.01"), (-1, "0.1"), (0, "1"), (1, "10")]
+    few = fid.ticks(math.log10(0.0126), math.log10(0.0181), True)           # no 1, 2 or 5 in there
+    assert [text for _, text in few] == ["0.013", "0.014", "0.015", "0.016", "0.017", "0.018"]
+    assert few[0][0] == pytest.approx(math.log10(0.013))
     assert fid.scaled([0.01, 0, -1, 100], True)[[0, 3]].tolist() == [-2, 2]
     assert np.isnan(fid.scaled([0.01, 0, -1, math.inf], True)).tolist() == [False, True, True, True]
 
@@ -988,7 +991,8 @@ def test_the_default_schedule_is_abar_and_a_sigmoid_is_what_the_paper_says(monke
 
 @pytest.mark.parametrize("curve", [("cosine", 0.5, 0.5), ("cosine", -0.1), ("cosine", 0, 1.1), ("cosine", 0, 1, 0),
                                    ("sigmoid", 3, -3), ("sigmoid", -3, 3, -1), ("sigmoid", 50, 60, 0.1), ("linear", 0),
-                                   ("sigmoid", 15, 17), ("cosine", 0, 0.001), ("linear", None, None, 1)])
+                                   ("sigmoid", 15, 17), ("cosine", 0, 0.001), ("linear", None, None, 1),
+                                   ("sigmoid", -1000, 1000), ("sigmoid", -3, 3, 0.001), ("cosine", 0, 1, 1e-9)])
 def test_parameters_that_make_no_schedule_are_refused(curve):
     with pytest.raises(unet.Problem, match="--(start|end|tau)"): cosine_ddim.noise_schedule(*curve)
 
@@ -1014,6 +1018,7 @@ def test_timesteps():
             assert len(ts) == steps + 1 and (ts[:-1].diff() < 0).all() and ts[-2:].tolist() == [0, 0]
             assert ts[0].item() == pytest.approx(1 - 1 / steps)
     with pytest.raises(unet.Problem, match="1 steps"): cosine_ddim.timesteps(1)
+    with pytest.raises(ValueError, match="Late"): cosine_ddim.timesteps(3, "Late")
     late = cosine_ddim.timesteps(293, "late")                                # 10 + 11 + 12 + .. + 100 of a thousand
     assert [int(((late[:-1] < high) & (late[:-1] >= high - 0.1)).sum()) for high in (1, 0.1)] == [10, 100]
 
@@ -1142,6 +1147,7 @@ def test_scaling_by_b_shifts_log_snr_by_2_ln_b():
 def test_normalising_gives_every_image_unit_variance():
     x = torch.randn(3, 1, 8, 8) * torch.tensor([0.1, 1.0, 7.0])[:, None, None, None] + 2
     assert torch.allclose(cosine_ddim.unit_variance(x).std(dim=(1, 2, 3)), torch.ones(3), atol=1e-5)
+    assert cosine_ddim.unit_variance(torch.ones(1, 1, 8, 8)).isfinite().all()               # a burnt-out image
 
 
 def test_no_unbiased_guess_is_better_than_the_best():
@@ -1859,6 +1865,26 @@ def test_karras_compare(tmp_path, capsys, monkeypatch):
         "-" if r["solver_error"] is None else f"{r['solver_error_median']:.4f}" for r in records]
     assert sum("solver error of the median image" in line for line in out) == 4
     assert f"{karras.label(records[-1])}: {fid.describe(records[-1])}" in out[-1]
+
+
+def test_paths_have_fresh_noise_that_is_new_and_the_rows_of_samplers_that_yield_every_step(tmp_path, monkeypatch):
+    shown, drawn = [], karras.sample_euler_ancestral
+    monkeypatch.setattr(karras, "SAMPLERS", {"jump": lambda denoise, x, sigs: iter([x]), "ancestral": drawn})
+    monkeypatch.setattr(karras, "grid", lambda images, captions, columns, title: shown.append(
+        (images, captions, title)) or fid.grid(images, captions, columns, title=title))
+    karras.show_paths(tmp_path, lambda x, sig: 0 * x, 7.0, 0.5, torch.device("cpu"), 0)
+    ((images, captions, title),) = shown
+    assert len(images) == len(captions) == 10 and title.endswith("from above: ancestral")
+    sigs = karras.sigmas_karras(20)[2::2]                    # where D is 0, x is all noise, and its deviation is sigma
+    for x, sig in zip(images[:-1], sigs): assert x.std() * max(sig.item(), 0.5) == pytest.approx(sig.item(), rel=0.1)
+
+
+def test_a_lesson_2_network_that_diverged_is_no_result(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(noise_pred, "guess", lambda model, x0, **how: (
+        torch.full((len(x0),), math.inf), torch.zeros(len(x0)), x0))
+    with pytest.raises(SystemExit) as stop: run(noise_pred.main, tmp_path)
+    assert stop.value.code == 2 and "lower --lr" in capsys.readouterr().err
+    assert not (tmp_path / "noise_pred" / "results.json").exists()
 
 
 def test_the_comparison_draws_each_sampler_at_its_cost_and_the_median_error(tmp_path, monkeypatch):

@@ -2956,6 +2956,22 @@ def test_the_readme_has_how_far_rounding_moves_a_score():
     assert another - first > bad
 
 
+def test_the_readme_has_what_the_last_step_of_lms_does():
+    records = kept("karras-lms-end")
+    (weights,) = {r["weights"] for r in records}
+    assert weights in {r["weights"] for r in kept("first-command")}
+    assert {r["precision"] for r in records} == {"bfloat16"}
+    rows = table("LMS by the one-pass network: last step")
+    for how, *figures in rows:
+        found = [next(r for r in records if (r["last_step"], r["steps"]) == (how, steps)) for steps in (20, 50, 100)]
+        assert figures == [cell for r in found for cell in (f"{r['fid']:.2f}", f"{r['border']:.4f}")]
+    assert len(rows) == 2 and len(records) == 6
+    sigs = karras.sigmas_karras(100)
+    assert round((sigs[99] / (sigs[98] - sigs[99])).item()) == 5
+    scores = {(r["last_step"], r["steps"]): r["fid"] for r in records}
+    assert round(scores["like the others", 20] - scores["Euler's", 20], 1) == 0.1
+
+
 def test_the_readme_has_three_seeds():
     rows = table("FID of seed")
     assert len(rows) >= 4

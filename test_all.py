@@ -2494,14 +2494,14 @@ def test_the_readme_has_the_lectures_size(capsys):
     assert [(row[2], row[3], row[5]) for row in rows] == [
         (f"{r['train_seconds']:.0f} s", f"{r['sample_seconds']:.0f} s", f"{r['fid']:.1f}") for r in runs]
     assert all(r["precision"] in row[0] for row, r in zip(rows, runs) if not row[0].startswith("the same"))
-    assert [r["epochs"] for r in runs] == 8 * [1] + 5 * [2]
+    assert [r["epochs"] for r in runs] == 9 * [1] + 5 * [2]
     usual = [row[1] for row, r in zip(rows, runs) if r["epochs"] == 1 and r != runs[5]]  # by an older choice of format
     minutes = sorted(int(m) + int(s) / 60 for m, s in (re.findall("[0-9]+", total) for total in usual))
     assert said_in_the_readme(f"took between {minutes[0]:.0f} minutes (a new AMD EPYC) and {minutes[-1]:.0f} (an old "
                               "one)")
     by_lms = next(r for r in kept("karras-float32") if karras.label(r) == "lms, 20 steps" and r["samples"] == 2048)
     assert (older[2], older[5]) == (f"{by_lms['train_seconds']:.0f} s", f"{by_lms['fid']:.1f}")
-    one, again, third, intel, repeated, slower, new, kin, two, now, earlier, *_ = runs
+    one, again, third, intel, repeated, slower, new, kin, today, two, now, earlier, *_ = runs
     assert (intel["precision"], slower["precision"]) == ("float32", "bfloat16")
     assert intel["weights"] == repeated["weights"] != slower["weights"]
     assert intel["train_seconds"] < slower["train_seconds"] and intel["sample_seconds"] < slower["sample_seconds"]
@@ -2509,7 +2509,7 @@ def test_the_readme_has_the_lectures_size(capsys):
     assert earlier["weights"] == records_of("lesson 4: lms, 20 steps")[0]["weights"] != now["weights"]
     by_passes = {r["epochs"]: r["weights"] for r in kept("passes") if r["what"] == "lms" and r["sig_data"] == 0.33}
     assert said_in_the_readme("gave the same one after one pass and after two") and by_passes[2] == now["weights"]
-    assert new["weights"] == kin["weights"] == by_passes[1]
+    assert new["weights"] == kin["weights"] == today["weights"] == by_passes[1]
     assert said_in_the_readme(f"scores {now['fid']:.1f} instead of {earlier['fid']:.1f}")
     (default, *_), batches_of_16 = ([r for r in kept("karras-one-pass") if r["batch_size"] == n] for n in (32, 16))
     both = [(r, records_of(f"lesson 4: {karras.label(r)}")[0]) for r in kept("karras-one-pass")
@@ -2954,6 +2954,19 @@ def test_the_readme_has_how_far_rounding_moves_a_score():
     first, another = (next(r["fid"] for r in kept(folder) if (r["what"], r["epochs"], r["answer"]) == (
         "lms", 2, "as it is")) for folder in ("eta-below-1", "eta-below-1-seed-1"))
     assert another - first > bad
+
+
+def test_the_readme_has_other_shapes_of_the_small_network():
+    usual = next(r for r in kept("first-command") if r["train_seconds"] == 291.1)
+    records = [usual | {key: unet.SIZES["small"][key] for key in ("channels", "layers", "head_dim")}, *kept("shapes")]
+    rows = table("one pass, shape of the small network")
+    for r, (_, *figures) in zip(records, rows, strict=True):
+        network = unet.UNet(r["channels"], r["layers"], head_dim=r["head_dim"])
+        assert figures == [f"{sum(p.numel() for p in network.parameters()):,}", f"{r['train_seconds']:.0f} s",
+                           f"{r['loss']:.4f}", f"{r['fid']:.2f}", f"{r['kid']:.4f}"]
+        assert (r["what"], r["steps"], r["epochs"], r["seed"]) == ("lms", 20, 1, 0)
+    assert min(records, key=lambda r: r["fid"]) is records[0]
+    assert sum(r["loss"] < records[0]["loss"] for r in records) == 2
 
 
 def test_the_readme_has_what_the_last_step_of_lms_does():

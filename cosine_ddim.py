@@ -304,7 +304,7 @@ def main(argv=None):
     add("--start", type=number(float, -1000, 1000), help="where the schedule's curve begins (cosine 0, sigmoid -3)")
     add("--end", type=number(float, -1000, 1000), help="where it ends (cosine 1, sigmoid 3)")
     add("--tau", type=number(float, 0, 1000), help="how it bends (default 1)")
-    add("--input-scale", type=number(float, 0.05, 5), default=0.5, help="b: images in -b..b (default 0.5)")
+    add("--input-scale", type=number(float, 0.05, 5), default=0.5, help="b, 0.05 to 5: images in -b..b (default 0.5)")
     add("--normalise", action="store_true", help="divide the network's input by its standard deviation")
     add("--compare", action="store_true", help="several steps, eta and spacings in one table")
     args = parser.parse_args(argv)

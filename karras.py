@@ -224,9 +224,9 @@ def lms_coefficients(sigs, i, order):
 def sample_lms(denoise, x, sigs, order=4):
     """A linear multistep method: the last slopes, already paid for, tell how the slope is changing.
 
-    One evaluation a step; the first steps make do with the slopes there are. The step to 0 is Euler's: it can be far
-    longer than those before it, and a polynomial carried so far magnifies rounding (in 100 steps 78 times, and the
-    picture shows it).
+    One evaluation a step; the first steps make do with the slopes there are. The step to 0 is Euler's. (In the lecture
+    it is like the others. But it can be far longer than those before it, and a polynomial carried so far magnifies
+    rounding: in 100 steps 78 times, which in bfloat16 shows in the pictures.)
     """
     slopes, sigs = [], torch.as_tensor(sigs).tolist()
     for i, sig in enumerate(sigs[:-1]):
@@ -412,8 +412,8 @@ def label(record):
 def exact_ends(args, denoiser):
     """Where 64 paths end, nearly exactly -> (64, 1, 32, 32), or fewer with --samples: by LMS in many steps, which is
     closer to exact than Heun in as many, for half the evaluations."""
-    sigs = sigmas_karras(EXACT_STEPS)                                      # order 4 even if you change the default
-    walk = lambda noise: sample(sample_lms, denoiser, noise, sigs, order=4) / args.input_scale
+    sigs = sigmas_karras(EXACT_STEPS)
+    walk = lambda noise: sample(sample_lms, denoiser, noise, sigs, order=4) / args.input_scale     # whatever you change
     return generate(walk, min(64, args.samples), args.seed, args.device, amp=False)[0]
 
 
@@ -457,7 +457,8 @@ def try_sampler(args, denoiser, origin, evaluate, exact, name, steps, options):
 
 @torch.no_grad()
 def show_paths(folder, denoiser, rho, input_scale, device, seed):
-    """8. One noise on its way to a garment, by each sampler in 20 steps, of which every other is drawn."""
+    """8. One noise on its way to a garment, by each sampler in 20 steps, of which every other is drawn. (A sampler that
+    does not yield x after every step is left out.)"""
     sigs, rows = sigmas_karras(20, rho=rho), {}
     noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(seed)).to(device) * sigs[0].item()
     shown = sigs[2::2].tolist()                                            # what is reached, not where a step begins
@@ -514,7 +515,7 @@ def main(argv=None):
     add("--churn", type=number(float, 0), help="fresh noise of Heun's sampler, S_churn in the paper (default 0)")
     add("--rho", type=number(float, 1, 100), default=7.0, help="how the steps shrink (default 7)")
     add("--model", choices=("karras", "cosine"), default="karras", help="this lesson's network, or lesson 1's")
-    add("--input-scale", type=number(float, 0.05, 5), help="images in -b..b (default 0.5, as in the lecture)")
+    add("--input-scale", type=number(float, 0.05, 5), help="b, 0.05 to 5: images in -b..b (default 0.5)")
     add("--sig-data", type=number(float, 0.001, 100), help="the images' assumed sd (default input scale x 0.66)")
     add("--log-sigma", action="store_true", help="tell the network ln(sigma) / 4, as in the paper, instead of sigma")
     add("--centre", action="store_true", help="take the images' mean off on the way in, and put it back")

@@ -1911,7 +1911,8 @@ def test_the_comparison_draws_each_sampler_at_its_cost_and_the_median_error(tmp_
     (karras, "--samples 1", "--samples"), (karras, "--samples 256", "drawn at random from 256"),
     (karras, "--sampler magic", "magic"), (karras, "--churn 3", "--churn belongs to"),
     (karras, "--eta -1", "--eta"), (karras, "--eta 0.5", "--eta belongs to --sampler ancestral"),
-    (karras, "--sig-data nan", "--sig-data"), (karras, "--input-scale 0", "--input-scale"),
+    (karras, "--sig-data nan", "--sig-data"), (karras, "--input-scale 10", "--input-scale"),
+    (cosine_ddim, "--input-scale 0.01", "--input-scale"),
     (karras, "--device cuda:99", "--device cuda:99"), (karras, "--device x", "--device"),
     (karras, "--size huge", "huge"), (karras, "--nonsense", "--nonsense"), (karras, "--epochs -1", "--epochs"),
     (karras, "--lr inf", "--lr"), (karras, "--out-dir /dev/null/x", "cannot write"),
@@ -2421,6 +2422,10 @@ def test_what_came_out_is_what_the_large_networks_scored():
         "between {} and {} of each (LMS in 20 steps) or {} and {} (DDIM in 100), where equal shares are 205. In 20 "
         "steps with fresh noise they are less even ({} to {}).".format(
             *(end(some) for some in counts for end in (min, max))))
+    sigs = karras.sigmas_karras(100)[:-1]
+    sig, sig2 = sigs[:-1], sigs[1:]
+    new = (0.5 ** 2 * (sig ** 2 - sig2 ** 2) / sig ** 2).median()            # sigma_up^2 / sig2^2
+    assert said_in_the_readme(f"in 100 steps about {new:.0%} of its variance")
     assert karras.sigmas_karras(20, rho=1)[-3:].tolist() == pytest.approx([4.22, 0.01, 0], abs=0.01)
 
 
@@ -2527,7 +2532,7 @@ def test_the_readme_has_the_lectures_size(capsys):
         max(r["train_seconds"] for r, _ in both) / 60,
         sum(r["sample_seconds"] for r, _ in both if r["eta"] != 1 and not r["churn"]) / 60))
     assert default == one and {k: one[k] for k in karras.RECIPE["small"]} == karras.RECIPE["small"]
-    fid.comparison([one], karras.label, karras.LECTURE, "out/karras")
+    fid.comparison([today], karras.label, karras.LECTURE, "out/karras")
     for line in capsys.readouterr().out.splitlines()[:3]: assert f"\n    {line}\n" in readmes()
     assert said_in_the_readme(f"a FID near {one['fid']:.0f}, near {two['fid']:.0f} with twice the training")
     assert said_in_the_readme(f"scores {one['fid']:.1f} by LMS in 20 steps, where two passes on the same machine score "

@@ -2985,6 +2985,26 @@ def test_the_readme_has_other_shapes_of_the_small_network():
     assert sum(r["loss"] < records[0]["loss"] for r in records) == 2
 
 
+def test_the_readme_has_other_ways_of_training():
+    records = {(r["recipe"], r["what"], r["epochs"], r["seed"]): r for r in kept("recipe")}
+    rows = table("one pass, way of training: FID of seed")
+    for name, *figures in rows:
+        found = [records.pop((name, "lms", 1, seed), None) for seed in (0, 1, 2)]
+        assert figures == ["-" if r is None else f"{r['fid']:.2f}" for r in found]
+        assert all(r["steps"] == 20 and r["precision"] == "bfloat16" for r in found if r)
+    (usual,) = [r["fid"] for r in kept("passes") if (r["what"], r["epochs"]) == ("lms", 2)]
+    (plain,) = [r["fid"] for r in kept("eta-below-1") if r["what"] == "ddim"
+                and (r["steps"], r["eta"], r["clip"], r["epochs"], r["answer"]) == (50, 1, None, 2, "as it is")]
+    evenly = "levels spread evenly"
+    two, ddim = records.pop((evenly, "lms", 2, 0))["fid"], records.pop((evenly, "ddim", 2, 0))["fid"]
+    assert said_in_the_readme(f"after two passes {two:.2f} is no better than {usual:.2f} (with LMS's earlier last "
+                              f"step), and lesson 1 with its t so spread scores {ddim:.2f} in 50 steps, {plain:.2f} as "
+                              "it is.")
+    assert not records
+    first = next(r for r in kept("first-command") if r["train_seconds"] == 291.1)
+    assert kept("recipe")[0]["recipe"] == "as it is" and kept("recipe")[0]["weights"] == first["weights"]
+
+
 def test_the_readme_has_what_the_last_step_of_lms_does():
     records = kept("karras-lms-end")
     (weights,) = {r["weights"] for r in records}

@@ -2992,6 +2992,12 @@ def test_the_readme_has_other_ways_of_training():
         found = [records.pop((name, "lms", 1, seed), None) for seed in (0, 1, 2)]
         assert figures == ["-" if r is None else f"{r['fid']:.2f}" for r in found]
         assert all(r["steps"] == 20 and r["precision"] == "bfloat16" for r in found if r)
+    gains = [float(a) - float(b) for a, b in zip(rows[0][1:], rows[3][1:])]
+    assert rows[3][0] == "levels spread evenly" and f"{gains[2]:.2f}" == "0.05"        # nothing
+    assert said_in_the_readme(f"It gains {gains[0]:.1f}, {gains[1]:.1f} and nothing;")
+    assert said_in_the_readme(f"the one above two units, {gains[0]:.1f} by levels spread evenly with seed 0")
+    assert all(float(cell) > float(rows[0][i]) - 2 for name, *cells in rows for i, cell in enumerate(cells, 1)
+               if cell != "-" and (name, i) != ("levels spread evenly", 1))
     (usual,) = [r["fid"] for r in kept("passes") if (r["what"], r["epochs"]) == ("lms", 2)]
     (plain,) = [r["fid"] for r in kept("eta-below-1") if r["what"] == "ddim"
                 and (r["steps"], r["eta"], r["clip"], r["epochs"], r["answer"]) == (50, 1, None, 2, "as it is")]

@@ -2618,8 +2618,11 @@ def test_the_readme_has_what_more_passes_bring():
     names = ["lms, 20 steps", "dpmpp 2m, 20 steps", "ancestral, 50 steps, eta 1", "ancestral, 100 steps, eta 1"]
     known = {(r["epochs"], cosine_ddim.label(r) if r["what"] == "ddim" else karras.label(r)): r for r in records}
     assert len(known) == len(records) == 23
+    twice = {karras.label(r): r for r in kept("passes-16")}
+    assert {(r["epochs"], r["seed"], r["samples"], r["lr"]) for r in twice.values()} == {(16, 0, 2048, 4e-3)}
+    known |= {(16, name): r for name, r in twice.items()}
     rows = table("FID after so many passes")
-    for row, (epochs, more) in zip(rows, [(1, ""), (2, ""), (4, ""), (8, ""), (8, ", sig data 0.66"),
+    for row, (epochs, more) in zip(rows, [(1, ""), (2, ""), (4, ""), (8, ""), (16, ""), (8, ", sig data 0.66"),
                                           (8, ", model cosine")], strict=True):
         found = [known.get((epochs, name + more)) for name in names]
         assert row[0].startswith(str(epochs)) and row[1:] == [f"{r['fid']:.2f}" if r else "-" for r in found]
@@ -2661,6 +2664,13 @@ def test_the_readme_has_what_more_passes_bring():
     gained = [1 - known[2 * n, name]["fid"] / known[n, name]["fid"] for n in (1, 2, 4) for name in names[:3]]
     assert said_in_the_readme(
         f"lowers the scores in the first three columns by {min(gained) * 100:.0f} to {max(gained):.0%}.")
+    slower = [1 - twice[name]["fid"] / known[8, name]["fid"] for name in names]
+    assert said_in_the_readme(f"lowers all four by {min(slower) * 100:.0f} to {max(slower):.0%} only")
+    apart = max(max(map(fid_of, seeds[name])) - min(map(fid_of, seeds[name])) for name in names)
+    assert said_in_the_readme(f"after eight passes three seeds differ by up to {apart:.1f})")
+    assert said_in_the_readme(f"{twice[names[0]]['fid']:.2f} instead of "
+                              f"{records_of('lesson 4: lms, 20 steps', size='lecture')[0]['fid']:.2f} by LMS")
+    assert said_in_the_readme(f"16 took {twice[names[0]]['train_seconds'] / 60:.0f} on an older one")
     assert said_in_the_readme("Lesson 1's ends at {:.4f}, {:.4f} and {:.4f} (".format(*(r["loss"] for r in many)))
     assert max(many, key=lambda r: r["loss"]) is min(many, key=fid_of)
     assert said_in_the_readme(f"Our large one ends at {large['loss']:.4f} and")

@@ -2668,7 +2668,7 @@ def test_the_readme_has_what_more_passes_bring():
     slower = [1 - twice[name]["fid"] / known[8, name]["fid"] for name in names]
     assert said_in_the_readme(f"lowers all four by {min(slower) * 100:.0f} to {max(slower):.0%} only")
     assert said_in_the_readme(f"scores {longest['fid']:.2f} by DDIM in 100 steps, after eight {many[0]['fid']:.2f}.")
-    assert said_in_the_readme(f"after 16 {longest['fid']:.2f} (one seed), the best that we trained on a CPU.")
+    assert said_in_the_readme(f"after 16 passes {longest['fid']:.2f} (one seed), the best that we trained on a CPU.")
     assert longest["fid"] < min(map(fid_of, (*many, *changed_long)))
     apart = max(max(map(fid_of, seeds[name])) - min(map(fid_of, seeds[name])) for name in names)
     assert said_in_the_readme(f"after eight passes three seeds differ by up to {apart:.1f})")

@@ -275,13 +275,14 @@ def try_ddim(args, find_noise, origin, evaluate, abar, steps, eta, spacing, clip
     return record
 
 
-def show_dials(folder, image, dials, seed):
+def show_dials(folder, image, dials, input_scale, seed):
     """5. Both dials of the noise schedule, also as they were set, and why a larger image wants another setting."""
     t = torch.linspace(0.001, 0.999, 200)
     families = [("linear",), ("cosine",), ("cosine", 0.2), ("cosine", None, None, 2), ("sigmoid",), ("sigmoid", 0),
                 ("sigmoid", None, None, 0.5), dials]
     curves = {schedule_label(family): noise_schedule(*family)(t) for family in families}.items()
-    shifted = [(f"b = {b:g}", t, log_snr(abar(t)) + 2 * math.log(b), "line") for b in (1, 0.5, 0.3)]
+    shifted = [(f"b = {b:g}", t, log_snr(abar(t)) + 2 * math.log(b), "line")
+               for b in sorted({1, 0.5, 0.3, input_scale}, reverse=True)]
     beside([plot([(name, t, gamma, "line") for name, gamma in curves], "noise schedules", "t", "alphabar"),
             plot([(name, t, log_snr(gamma), "line") for name, gamma in curves], "the same", "t", "log SNR"),
             plot(shifted, "cosine, with images scaled by b", "t", "log SNR")]).save(folder / "schedules.png")
@@ -324,11 +325,11 @@ def main(argv=None):
     print(f"loss of the last 100 steps {origin['loss']:.4f}, after {origin['train_seconds']:.0f} s of training on "
           f"{origin['trained_on']} (lecture: 0.033, cosine and b 0.5, after 25 epochs of its network)")
 
-    find_noise = lambda x_t, t: model(unit_variance(x_t) if args.normalise else x_t, t).float()
+    find_noise = lambda x_t, t: model(unit_variance(x_t) if args.normalise else x_t, t)
     show_one_step(args.folder, find_noise, test[:19], gamma, args.input_scale, args.seed)
     trials = COMPARED if args.compare else [trial]
     records = [try_ddim(args, find_noise, origin, evaluate, gamma, *trial) for trial in trials]
-    show_dials(args.folder, test[:1] / args.input_scale, args.dials, args.seed)
+    show_dials(args.folder, test[:1] / args.input_scale, args.dials, args.input_scale, args.seed)
     print("The lecture's figures are on a scale where its real images scored 1.9 to 2.6.")
     comparison(records, label, LECTURE, args.folder)
 

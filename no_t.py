@@ -3,7 +3,8 @@
     python no_t.py                      trains both networks (once), samples 2048 clothes: without the rescue, with it,
                                         and with it and a narrow bound on x_0_hat (on a CPU add --steps 50, which
                                         halves the wait, and has the figures below)
-    python no_t.py --compare            the rescue at no step, at every step, at the last, at all others; three eta
+    python no_t.py --compare            the rescue at no step, at every step, at the last, at all others, from
+                                        t = 0.7 on; three eta, two bounds
     python no_t.py --curve              FID and KID of x_0_hat at every step on the way
     python no_t.py --trace              what goes on inside, as numbers
     python no_t.py --ideal --eta 0      no training: the best answers there are for 2048 images, computed from these
@@ -62,7 +63,7 @@ def predict(tmodel, x_t):
     Without autocast, as it was trained: near alphabar 1 the decimals matter.
     """
     with torch.autocast("cuda" if x_t.is_cuda else "cpu", enabled=False):
-        return noise_pred.alphabar(tmodel(x_t.float()))
+        return noise_pred.alphabar(tmodel(x_t))
 
 
 def near_median(a):
@@ -207,7 +208,7 @@ def show_curve(args, find_noise, find_abar, origin, evaluate):
         def sampler(noise):
             ts, bound = timesteps(args.steps), args.clip * INPUT_SCALE
             path = sample(find_noise, find_abar, noise, ts, args.eta, bound, rescue)
-            return torch.stack([x_0_hat.float().cpu() for x_0_hat, _ in path], 1) / INPUT_SCALE
+            return torch.stack([x_0_hat.cpu() for x_0_hat, _ in path], 1) / INPUT_SCALE
         estimates, _ = generate(sampler, args.samples, args.seed, args.device, batch=BATCH)
         strips.append(estimates[:3].flatten(0, 1).clone())
         scores = []
@@ -296,7 +297,7 @@ def main(argv=None):
         model, origin = train(args, "no_t", RECIPE, noisify, x0, input_scale=INPUT_SCALE)
         origin["predictor"] = its_origin["weights"]
         show_losses(args, origin)
-        find_noise, find_abar = (lambda x_t: model(x_t, 0.0).float()), (lambda x_t: predict(tmodel, x_t))
+        find_noise, find_abar = (lambda x_t: model(x_t, 0.0)), (lambda x_t: predict(tmodel, x_t))
     if args.trace:
         args.rescue = args.rescue or "every"
         return show_trace(args, find_noise, find_abar)

@@ -323,6 +323,8 @@ def test_a_script_ends_with_one_line_and_a_status(capsys):
     assert ends(KeyboardInterrupt("stopped at 3")) == (130, "\ntest_all.py: stopped at 3\n")
     assert ends(unet.Problem("no such thing")) == (2, "test_all.py: error: no such thing\n")
     assert ends(PermissionError(13, "Permission denied", "x/y")) == (2, "test_all.py: error: x/y: Permission denied\n")
+    status, line = ends(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate\na lot"))
+    assert status == 2 and line.count("\n") == 1 and "memory" in line and "--size small" in line
     with pytest.raises(ZeroDivisionError): unet.script(lambda argv: 1 / 0)()   # a defect of ours keeps its traceback
 
 
@@ -1650,8 +1652,10 @@ def test_noised_images_are_drawn_at_one_brightness_and_schedules_shifted_by_2_ln
     for images in drawn: assert torch.allclose(images.std((1, 2, 3)), torch.ones(25), atol=0.1)
     monkeypatch.setattr(cosine_ddim, "plot", lambda series, title, *rest, plot=fid.plot:
                         charts.update({title: series}) or plot(series, title, *rest))
-    cosine_ddim.show_dials(tmp_path, x0[:1], ("cosine", None, None, None), 0)
-    for name, t, shifted, _ in charts["cosine, with images scaled by b"]:
+    cosine_ddim.show_dials(tmp_path, x0[:1], ("cosine", None, None, None), 0.7, 0)
+    scaled = charts["cosine, with images scaled by b"]
+    assert [name for name, *_ in scaled] == ["b = 1", "b = 0.7", "b = 0.5", "b = 0.3"]      # 0.7 is what was set
+    for name, t, shifted, _ in scaled:
         b, a = float(name.removeprefix("b = ")), cosine_ddim.abar(t)
         assert torch.allclose(shifted, (b ** 2 * a / (1 - a)).log(), atol=1e-3) and len(drawn) == 3
 

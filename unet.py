@@ -132,7 +132,7 @@ class UNet(nn.Module):
     channels: the width of each level, from full size down; every one a multiple of groups and, but for the first
     level, which has no attention, of head_dim. layers: residual blocks at each level on the way down; up has one more.
     forward(x, t): x (N, 1, H, W), H and W multiples of 2^(levels - 1); t a number or (N,) floats, whatever the lesson
-    calls time -> (N, 1, H, W).
+    calls time -> (N, 1, H, W), in float32 even where mixed precision computes in bfloat16.
     """
 
     def __init__(self, channels=(32, 64, 128, 256), layers=2, groups=8, head_dim=8):
@@ -173,7 +173,7 @@ class UNet(nn.Module):
                 x = level.block(i, torch.cat([x, skips.pop()], dim=1), emb)
             for up in level.upsamplers:
                 x = up(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(F.silu(self.conv_norm_out(x))).float()
 
 
 def init_ddpm(model):
@@ -523,15 +523,18 @@ def progress(text, end=False):
 
 
 def script(main):
-    """Wrap a script's main: a Problem or Ctrl-C ends it with one line and a status, not with a traceback."""
+    """Wrap a script's main: Ctrl-C and what the person at the keyboard can mend end it with one line and a status, not
+    with a traceback."""
     @functools.wraps(main)
     def wrapped(argv=None):
         name = Path(sys.modules[main.__module__].__file__).name
         if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(line_buffering=True)     # into files too
         try:
             return main(argv)
-        except (Problem, OSError) as error:
+        except (Problem, OSError, torch.cuda.OutOfMemoryError) as error:
             if isinstance(error, OSError): error = f"{error.filename or 'a file'}: {error.strerror or error}"
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                error = "too little memory on the GPU: --size small needs less, or a lower --batch-size"
             progress("")                                                   # instead of the progress line
             print(f"{name}: error: {error}", file=sys.stderr)
             sys.exit(2)

@@ -90,6 +90,15 @@ def test_weights_kept_in_half_precision_give_the_same():
     assert other.dtype == torch.float32 and 0 < (one - other).norm() < 1e-3 * one.norm()
 
 
+def test_unet_answers_in_float32_where_it_computes_in_bfloat16():
+    torch.manual_seed(0)
+    model, x = small_net(), torch.randn(3, 1, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        inside, answer = model.conv_in(x), model(x, 0.3)
+        estimate = karras.denoise_epsilon(model, x, 2.0)
+    assert (inside.dtype, answer.dtype, estimate.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+
+
 def test_gradients_reach_every_parameter():
     torch.manual_seed(0)
     model = small_net()

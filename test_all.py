@@ -142,8 +142,8 @@ def test_bfloat16_where_a_cpu_gains_by_it(vendor, flags, units, monkeypatch):
 
 
 def test_bfloat16_where_the_gpu_that_was_asked_for_gains_by_it(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: [(7, 5), (9, 0)][device.index])
-    assert [unet.has_matrix_units.__wrapped__(torch.device("cuda", i)) for i in (0, 1)] == [False, True]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: [(7, 5), (8, 0), (9, 0)][device.index])
+    assert [unet.has_matrix_units.__wrapped__(torch.device("cuda", i)) for i in range(3)] == [False, True, True]
 
 
 class Line(torch.nn.Module):

@@ -157,8 +157,8 @@ def noise_schedule(name="cosine", start=None, end=None, tau=None):
 
     name: one of SCHEDULES; cosine with no parameters is abar as it stands above. Otherwise the piece of the curve from
     start to end is stretched to run from 1 to 0. tau (default 1) bends the curve of cosine and sigmoid; linear has no
-    parameters. A small tau makes cosine fall so late that at 1 - 1/steps, where sampling starts from pure noise, much
-    of the image should be left. Raises Problem for parameters that make no schedule.
+    parameters. With a small tau, cosine falls late: much of the image should be left where sampling begins, from pure
+    noise, at t = 1 - 1/steps. Raises Problem for parameters that make no schedule.
     """
     if (name, start, end, tau) == ("cosine", None, None, None): return lambda t: abar(t).clamp(1e-9, 1)
     curve, *ends = SCHEDULES[name]
@@ -220,17 +220,17 @@ def show_noising(folder, x0, abar, input_scale, seed):
          title="x_t by t, shown at one brightness").save(folder / "noised.png")
 
 
-def network(args, x0, schedule=("cosine", None, None, None), input_scale=0.5, normalise=False):
+def network(args, x0, dials=("cosine", None, None, None), input_scale=0.5, normalise=False):
     """2. This lesson's network for images x0 in -b..b, trained or loaded -> the network, and its origin.
 
-    schedule: what noise_schedule is called with.
+    dials: what noise_schedule is called with.
     """
-    abar = noise_schedule(*schedule)
+    abar = noise_schedule(*dials)
 
     def question(x0):
         (x_t, t), noise = noisify(x0, abar=abar)
         return (unit_variance(x_t) if normalise else x_t, t), noise
-    return train(args, "cosine_ddim", RECIPE, question, x0, schedule=schedule, input_scale=input_scale,
+    return train(args, "cosine_ddim", RECIPE, question, x0, schedule=dials, input_scale=input_scale,
                  normalise=normalise)
 
 
@@ -245,10 +245,10 @@ def show_one_step(folder, find_noise, x0, abar, input_scale, seed):
          title="noised, restored in one step, and true, by t").save(folder / "one-step.png")
 
 
-def schedule_label(schedule):
+def schedule_label(dials):
     """A noise schedule's name, with those parameters that are given."""
-    return " ".join([schedule[0]] + [f"{name} {value:g}" for name, value in zip(("start", "end", "tau"), schedule[1:])
-                                     if value is not None])
+    return " ".join([dials[0]] + [f"{name} {value:g}" for name, value in zip(("start", "end", "tau"), dials[1:])
+                                  if value is not None])
 
 
 def label(record):
@@ -258,7 +258,8 @@ def label(record):
     if record["clip"] is not None: words.append(f"clip {record['clip']:g}")
     if record["schedule"] != "cosine": words.append(record["schedule"])
     if record["input_scale"] != 0.5: words.append(f"b {record['input_scale']:g}")
-    return ", ".join(words + ["normalised"] * record["normalise"])
+    if record["normalise"]: words.append("normalised")
+    return ", ".join(words)
 
 
 def try_ddim(args, find_noise, origin, evaluate, abar, steps, eta, spacing, clip):
@@ -314,7 +315,7 @@ def main(argv=None):
     trial = (args.steps or 100, 1.0 if args.eta is None else args.eta, args.spacing or "uniform", args.clip)
     args.dials = (args.schedule, args.start, args.end, args.tau)
     gamma = noise_schedule(*args.dials)                                    # abar, unless a dial is turned
-    settle(parser, args)
+    settle(args)
     args.data = find_data(args.data, args.data_dir)
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.count)
 

@@ -471,7 +471,7 @@ def draw_clothes(count, seed):
 
 def draw_garment(draw, kind, random):
     """One garment on a canvas of 56x56 (points are given in 28ths of it)."""
-    vary = lambda low, high: random.uniform(low, high)
+    vary = random.uniform
     shade, dark = int(vary(110, 255)), int(vary(20, 90))
     shape = lambda *points, fill=shade: draw.polygon([(2 * x, 2 * y) for x, y in points], fill=fill)
     line = lambda *points, fill=shade, width=3: draw.line([(2 * x, 2 * y) for x, y in points], fill=fill, width=width)
@@ -532,7 +532,7 @@ def main(argv=None):
     if args.retrain and args.samples: parser.error("--retrain samples nothing: leave out --samples")
     if not args.retrain and (args.epochs or args.batch_size or args.lr):
         parser.error("--epochs, --batch-size and --lr belong to --retrain")
-    settle(parser, args)
+    settle(args)
     if args.retrain: return retrain(args)
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.folder, args.count)
     n, random, note = args.samples, np.random.default_rng(args.seed), stand_in(evaluate.data)

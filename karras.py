@@ -7,8 +7,8 @@
 What the lecture found: ask the network a question that is equally hard at every noise level, feed it inputs of unit
 variance, and walk from noise to picture in steps that shrink toward the end. Then a sampler of three lines scores a FID
 of 1.98 in 100 evaluations (calls of the network), and one that reuses its last slopes (LMS) 1.76 in 20. On that scale
-real images score 0.50. The lecture compares 1.98 with the cosine schedule's 3.2, but that is on another scale, where
-real images score 1.9 to 2.6. Only the ratios to what real images score can be compared, and those roughly.
+real images score 0.50: compare only multiples of it, and those roughly. (Nor is 1.98 better than the cosine schedule's
+3.2, which is on another scale: README.md, "Karras or cosine".)
 
 There is no alphabar here and no t: noise is measured by its standard deviation sigma alone. The clean image y (x0 in
 the code) becomes x = y + sigma * noise, and sigma runs from 80 (nothing left to see) to 0. The lecture says that sigma
@@ -23,8 +23,7 @@ helps, 27.4 in 50 ancestral steps with eta 1, and so does --sig-data 0.66, twice
 What a network of the lecture's size does (25 passes on a GPU, seed 0; results/lecture/karras, karras-sig-data-0.66):
 Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse. With
 --sig-data 0.66 --lr 4e-3 DPM++ scores 3.14 in 20 steps, and 2.31 in 100 ancestral steps with eta 1. (Lesson 1's network
-has 2.59 in 100. Which is better, then? README.md, "Karras or cosine".) LMS had another last step then, which by the one
-network that was measured scores 0.1 more.
+has 2.59 in 100. LMS had another last step then: results/README.md, "Lesson 4".)
 """
 import math
 
@@ -401,11 +400,11 @@ def show_schedule(folder, steps, rho):
 
 def label(record):
     """A sampler and its settings in words, those that are the lecture's left out."""
-    usual = {"eta": None, "churn": None, "rho": 7, "model": "karras", "input_scale": 0.5,
+    usual = {"eta": None, "churn": None, "rho": 7, "input_scale": 0.5,
              "sig_data": round(0.66 * record["input_scale"], 6)}
     words = [record["what"], f"{record['steps']} steps"]
-    words += [f"{key} {record[key]:g}" if isinstance(record[key], float) else f"{key} {record[key]}"
-              for key in usual if record[key] not in (usual[key], None)]
+    words += [f"{key} {record[key]:g}" for key in usual if record[key] not in (usual[key], None)]
+    if record["model"] != "karras": words.append(f"model {record['model']}")
     words += [key for key in ("log_sigma", "centre") if record.get(key)]
     return ", ".join(words).replace("_", " ")
 
@@ -538,7 +537,7 @@ def main(argv=None):
     for name in SAMPLERS if args.compare else [args.sampler]: evaluations(name, 3)     # an error in yours? found now
     args.input_scale = args.input_scale or 0.5
     args.sig_data = args.sig_data or round(0.66 * args.input_scale, 6)
-    settle(parser, args)
+    settle(args)
     args.data = find_data(args.data, args.data_dir)
     evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.count)
     images, _ = fashion_mnist(args.data_dir, True, args.data, args.count)

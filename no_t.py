@@ -1,10 +1,9 @@
 """Lesson 3: a denoiser that is never told t, and how lesson 2's network rescues its sampler.
 
-    python no_t.py                      trains both networks (once), samples 2048 clothes: without the rescue, with it,
-                                        and with it and a narrow bound on x_0_hat (on a CPU add --steps 50, which
+    python no_t.py                      trains both networks (once), samples 2048 clothes: without the rescue, with it
+                                        at every step, and with it from t = 0.7 on (on a CPU add --steps 50, which
                                         halves the wait, and has the figures below)
-    python no_t.py --compare            the rescue at no step, at every step, at the last, at all others, from
-                                        t = 0.7 on; three eta, two bounds
+    python no_t.py --compare            the same, and with less fresh noise or none
     python no_t.py --curve              FID and KID of x_0_hat at every step on the way
     python no_t.py --trace              what goes on inside, as numbers
     python no_t.py --ideal --eta 0      no training: the best answers there are for 2048 images, computed from these
@@ -150,9 +149,7 @@ LECTURE = {"no t, 100 steps, eta 1, rescue none": "22.3 (9..12 x)",
            "no t, 100 steps, eta 0.5, rescue every": "4.58 (1.8..2.4 x)",
            "no t, 100 steps, eta 0, rescue every": "5.75 (2.2..3.0 x)"}
 
-COMPARED = [("none", 1.0, CLIP), ("none", 0.0, CLIP), ("every", 1.0, CLIP), ("every", 0.5, CLIP), ("every", 0.0, CLIP),
-            ("none", 1.0, 1.0), ("every", 1.0, 1.0), ("every", 0.5, 1.0), ("every", 0.0, 1.0), ("last", 1.0, 1.0),
-            ("but-last", 1.0, 1.0), ("late", 1.0, CLIP)]                   # rescue, eta, clip
+COMPARED = [("none", 1.0), ("none", 0.0), ("every", 1.0), ("every", 0.5), ("every", 0.0), ("late", 1.0)]   # rescue, eta
 
 
 def label(record):
@@ -171,8 +168,24 @@ def show_losses(args, origin):
           + f" (lecture: 0.034 and 0.033); {origin['train_seconds']:.0f} s of training on {origin['trained_on']}")
 
 
+def trained_networks(args, x0):
+    """1. The denoiser, and lesson 2's network where it will be asked, both trained or loaded -> find_noise, find_abar,
+    and the denoiser's origin."""
+    predictor = None
+    if args.rescue != "none" or args.trace:
+        print("lesson 2's network, which predicts alphabar:")
+        its_own = vars(args) | dict(epochs=None, batch_size=None, lr=None, retrain=False)
+        tmodel, its_origin = noise_pred.network(argparse.Namespace(**its_own), x0)
+        predictor = its_origin["weights"]
+        print("the denoiser that is never told t:")
+    model, origin = train(args, "no_t", RECIPE, noisify, x0, input_scale=INPUT_SCALE)
+    origin["predictor"] = predictor
+    show_losses(args, origin)
+    return (lambda x_t: model(x_t, 0.0)), (lambda x_t: predict(tmodel, x_t)), origin
+
+
 def ideal_networks(args, x0):
-    """1. With --ideal: no networks but the best answers there are, and what it costs a denoiser not to be told t."""
+    """1. With --ideal the best answers there are instead, and what it costs a denoiser not to be told t."""
     shown = x0[:IDEAL_IMAGES].to(args.device)
     ask = ideal(shown)
     torch.manual_seed(args.seed)
@@ -181,20 +194,30 @@ def ideal_networks(args, x0):
     print(f"ideal networks, which know their {len(shown)} images by heart: loss for t from 0.02 to 0.98 without t "
           f"{losses[0]:.5f}, with t {losses[1]:.5f}. Luck in the strength of {noise[0].numel()} numbers, which without "
           f"t can hardly be told from another t, costs {0.5 / noise[0].numel():.5f}")
-    return shown, ask, {"network": f"ideal of {len(shown)} images", "loss": losses[0], "loss_with_t": losses[1],
-                        **measured_on(args, amp=False)}
+    return (lambda x_t: ask(x_t)[0]), (lambda x_t: ask(x_t)[1]), {
+        "network": f"ideal of {len(shown)} images", "loss": losses[0], "loss_with_t": losses[1],
+        **measured_on(args, amp=False)}
 
 
-def try_rescue(args, find_noise, find_abar, origin, evaluate, rescue, eta, clip):
+def score_ideal_images(args, x0, origin, evaluate):
+    """2. With --ideal: what a perfect sampler would score, which draws its images at random from those there are."""
+    shown = x0[:IDEAL_IMAGES]
+    drawn = shown[torch.randint(len(shown), (args.samples,), generator=torch.Generator().manual_seed(args.seed))]
+    perfect = {"what": "ideal images, drawn", **evaluate.score(drawn / INPUT_SCALE), **origin}
+    save_results(args.folder, [perfect])
+    print(f"as many of these images drawn at random, which is what a perfect sampler does: {describe(perfect)}")
+
+
+def try_rescue(args, find_noise, find_abar, origin, evaluate, rescue, eta):
     """2. Sample, score and draw the clothes -> the record of it, which is in results.json too."""
     def sampler(noise):
-        ts, bound = timesteps(args.steps), clip * INPUT_SCALE
+        ts, bound = timesteps(args.steps), args.clip * INPUT_SCALE
         for _, x in sample(find_noise, find_abar, noise, ts, eta, bound, rescue): pass
         return x / INPUT_SCALE
     images, seconds = generate(sampler, args.samples, args.seed, args.device, batch=BATCH)
     asked = sum(map(RESCUES[rescue], timesteps(args.steps)[:-1].tolist()))
     record = {"what": "ideal" if args.ideal else "no t", "steps": args.steps, "evaluations": args.steps,
-              "predictions": asked, "eta": eta, "rescue": rescue, "clip": clip, "batch": BATCH,
+              "predictions": asked, "eta": eta, "rescue": rescue, "clip": args.clip, "batch": BATCH,
               **evaluate.score(images), "sample_seconds": round(seconds, 1), **origin}
     if rescue == "none": record["predictor"] = None                        # lesson 2's network was not asked
     report(label(record), record, images, args.folder)
@@ -257,57 +280,38 @@ def main(argv=None):
     add("--steps", type=number(int, 2, 1000), help="steps of DDIM (default 100; 20 with --curve and --trace)")
     add("--eta", type=number(float, 0, 1), help="fresh noise on the way, 0 to 1 (default 1)")
     add("--rescue", choices=RESCUES,
-        help="when alphabar is predicted; late: for t <= 0.7 (default: none, then every, then every with --clip 1)")
-    add("--clip", type=number(float, 0.01, 1000), help="bound on x_0_hat, in units of the images' range (default 4)")
+        help="when alphabar is predicted; late: for t <= 0.7 (default: none, then every, then late)")
+    add("--clip", type=number(float, 0.01, 1000), default=CLIP,
+        help=f"bound on x_0_hat, in units of the images' range (default {CLIP:g})")
     add("--ideal", action="store_true", help=f"no networks, but the best answers there are for {IDEAL_IMAGES} images")
     shows = parser.add_mutually_exclusive_group()
-    shows.add_argument("--compare", action="store_true", help="all rescues, and three eta, in one table")
+    shows.add_argument("--compare", action="store_true", help="three rescues, and three eta, in one table")
     shows.add_argument("--curve", action="store_true", help="FID and KID of x_0_hat at every step, plain and rescued")
     shows.add_argument("--trace", action="store_true", help="alphabar at every step, by the schedule and predicted")
     args = parser.parse_args(argv)
-    if args.compare and (args.eta, args.clip) != (None, None): parser.error("--compare sets --eta and --clip itself")
+    if args.compare and args.eta is not None: parser.error("--compare sets --eta itself")
     if args.rescue and (args.compare or args.curve): parser.error("--compare and --curve choose --rescue themselves")
     if args.samples and args.trace: parser.error("--samples: --trace follows one batch")
     if args.ideal and (args.epochs or args.batch_size or args.lr or args.retrain):
         parser.error("--ideal trains nothing: no --epochs, --batch-size, --lr, --retrain")
     args.eta = 1.0 if args.eta is None else args.eta
     args.steps = args.steps or (20 if args.curve or args.trace else 100)
-    if args.compare: trials = COMPARED
-    elif args.rescue: trials = [(args.rescue, args.eta, args.clip or CLIP)]
-    elif args.clip: trials = [(rescue, args.eta, args.clip) for rescue in ("none", "every")]
-    else: trials = [("none", args.eta, CLIP), ("every", args.eta, CLIP), ("every", args.eta, 1.0)]
-    args.clip = args.clip or CLIP
-    settle(parser, args)
+    rescues = [args.rescue] if args.rescue else ["none", "every", "late"]
+    trials = COMPARED if args.compare else [(rescue, args.eta) for rescue in rescues]
+    settle(args)
     read_results(args.out_dir / "cosine_ddim")                             # damaged? better found now
     args.data = find_data(args.data, args.data_dir)
     if not args.trace:
         evaluate = ImageEval(args.data, args.data_dir, args.samples, args.device, args.out_dir / "fid", args.count)
     x0 = fashion_mnist(args.data_dir, True, args.data, args.count)[0].mul_(INPUT_SCALE)
 
-    if args.ideal:
-        shown, ask, origin = ideal_networks(args, x0)
-        find_noise, find_abar = (lambda x_t: ask(x_t)[0]), (lambda x_t: ask(x_t)[1])
-    else:
-        its_origin = {"weights": None}
-        if args.rescue != "none" or args.trace:
-            print("lesson 2's network, which predicts alphabar:")
-            its_own = argparse.Namespace(**vars(args) | dict(epochs=None, batch_size=None, lr=None, retrain=False))
-            tmodel, its_origin = noise_pred.network(its_own, x0)
-            print("the denoiser that is never told t:")
-        model, origin = train(args, "no_t", RECIPE, noisify, x0, input_scale=INPUT_SCALE)
-        origin["predictor"] = its_origin["weights"]
-        show_losses(args, origin)
-        find_noise, find_abar = (lambda x_t: model(x_t, 0.0)), (lambda x_t: predict(tmodel, x_t))
+    find_noise, find_abar, origin = (ideal_networks if args.ideal else trained_networks)(args, x0)
     if args.trace:
         args.rescue = args.rescue or "every"
         return show_trace(args, find_noise, find_abar)
     if args.curve: return show_curve(args, find_noise, find_abar, origin, evaluate)
 
-    if args.ideal:
-        drawn = shown[torch.randint(len(shown), (args.samples,), generator=torch.Generator().manual_seed(args.seed))]
-        perfect = {"what": "ideal images, drawn", **evaluate.score(drawn / INPUT_SCALE), **origin}
-        save_results(args.folder, [perfect])
-        print(f"as many of these images drawn at random, which is what a perfect sampler does: {describe(perfect)}")
+    if args.ideal: score_ideal_images(args, x0, origin, evaluate)
     records = [try_rescue(args, find_noise, find_abar, origin, evaluate, *trial) for trial in trials]
     if not args.ideal:
         print("The lecture's figures are of 100 steps, on a scale where its real images scored 1.9 to 2.6.")

@@ -259,7 +259,7 @@ def step_seed(seed, step):
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
-STARTED = time.time()    # when the code was loaded: what runs has no later edit in it, even if training starts later
+STARTED = time.time()    # when the code that runs was read: an edit made after that is not in it
 
 
 def edited_since(began):
@@ -272,12 +272,19 @@ def edited_since(began):
 SAVE_EVERY = 30          # seconds between two checkpoints
 
 
-def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=None, path=None, settings=None,
+# Without what makes it fast, safe and talkative, fit is no more than this:
+#
+#     for epoch in range(epochs):
+#         for pick in torch.randperm(len(images)).split(batch_size):
+#             inputs, target = noisify(images[pick])
+#             loss(model(*inputs), target).backward()
+#             optim.step(), schedule.step(), optim.zero_grad()
+
+def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=F.mse_loss, path=None, settings=None,
         optimizer=functools.partial(torch.optim.Adam, eps=1e-5), amp=True, seed=0, retrain=False):
     """The one training loop: Adam under a one-cycle rate (Smith 2018), everything resident on the model's device.
 
     noisify(x0) -> (inputs, target), or noisify(x0, labels) where labels are given; inputs is a tuple: model(*inputs).
-    loss(output, target): usually their mean squared error.
     optimizer: torch.optim.Adam or AdamW, the rest of its settings filled in.
     images: (N, 1, H, W), taken in batches of batch_size; an epoch's incomplete last batch is left out. amp: bfloat16
     where the device gains by it (see mixed_precision), compiled on a GPU; without amp plain float32, not compiled.
@@ -287,7 +294,7 @@ def fit(model, noisify, images, *, epochs, batch_size, lr, labels=None, loss=Non
     included, "device": its name}; the model is left in evaluation mode. Raises Problem where a checkpoint is damaged or
     belongs to other settings, and where the loss is not finite.
     """
-    device, path, loss = next(model.parameters()).device, path and Path(path), loss or F.mse_loss
+    device, path = next(model.parameters()).device, path and Path(path)
     # Channels last is the faster layout, except on CPUs in bfloat16, where group norm is slow in it.
     channels_first = amp and device.type == "cpu" and has_matrix_units(device)
     model.to(memory_format=torch.contiguous_format if channels_first else torch.channels_last)
@@ -380,7 +387,7 @@ def chosen(args, recipe):
     return {name: value if getattr(args, name) is None else getattr(args, name) for name, value in recipe.items()}
 
 
-def train(args, lesson, recipes, noisify, images, *, build=None, loss=None, amp=True, **settings):
+def train(args, lesson, recipes, noisify, images, *, build=None, loss=F.mse_loss, amp=True, **settings):
     """A lesson's trained network: built, started and fitted, or found again in the lesson's folder.
 
     recipes: {size: {"epochs": .., "batch_size": .., "lr": ..}}. build(): another network than the size's UNet.
@@ -593,7 +600,7 @@ def flags(lesson, description):
     return parser
 
 
-def settle(parser, args):
+def settle(args):
     """Fill in what the size settles; check the device, and make sure of the folder. A script calls it after its own
     checks of the flags. device becomes a torch.device, out_dir a Path, and folder is the lesson's own folder in it."""
     args.device = pick_device(args.device)
@@ -601,8 +608,8 @@ def settle(parser, args):
     for name, value in SIZES[args.size].items():
         if getattr(args, name, None) is None: setattr(args, name, value)
     if args.samples >= (args.count or 60_000):
-        parser.error(f"--samples {args.samples}: a score is compared with those of as many real images, drawn "
-                     f"at random from {args.count or 60_000}")
+        raise Problem(f"--samples {args.samples}: a score is compared with those of as many real images, drawn "
+                      f"at random from {args.count or 60_000}")
     args.out_dir = Path(args.out_dir)
     args.folder = args.out_dir / args.lesson
     writable(args.folder)

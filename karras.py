@@ -7,8 +7,8 @@
 What the lecture found: ask the network a question that is equally hard at every noise level, feed it inputs of unit
 variance, and walk from noise to picture in steps that shrink toward the end. Then a sampler of three lines scores a FID
 of 1.98 in 100 evaluations (calls of the network), and one that reuses its last slopes (LMS) 1.76 in 20. On that scale
-real images score 0.50: compare only multiples of it, and those roughly. (Nor is 1.98 better than the cosine schedule's
-3.2, which is on another scale: README.md, "Karras or cosine".)
+real images score 0.50: compare only multiples of it, and those roughly. (The lecture calls 1.98 better than the cosine
+schedule's 3.2. But that is on another scale: README.md, "Karras or cosine".)
 
 There is no alphabar here and no t: noise is measured by its standard deviation sigma alone. The clean image y (x0 in
 the code) becomes x = y + sigma * noise, and sigma runs from 80 (nothing left to see) to 0. The lecture says that sigma

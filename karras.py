@@ -74,7 +74,7 @@ def scalings(sig, sig_data=0.33):
     return sig_data ** 2 / totvar, sig * sig_data / totvar ** 0.5, 1 / totvar ** 0.5
 
 
-def c_noise(sig, log_sigma=False):
+def c_noise(sig, log_sigma):
     """What the network is told of the noise level sig (a tensor): in the lecture sig itself, in the paper ln(sig) / 4
     (table 1), which spreads low levels, where most draws fall, as widely as high ones."""
     return sig.log() / 4 if log_sigma else sig

@@ -204,7 +204,7 @@ def test_a_broken_off_training_ends_with_the_weights_of_an_unbroken_one(tmp_path
     resumed, began = Line(), lambda name: torch.load(tmp_path / name, weights_only=True)["began"]
     before = began("n.part")
     record = unet.fit(resumed, noisy, images, path=tmp_path / "n.pt", **recipe)
-    assert record["first_step"] > 0 and began("n.pt") == before
+    assert record["first_step"] > 0 and began("n.pt") == before and 0 < record["seconds"] < 60
     assert torch.equal(resumed.w, whole.w) and (record["losses"] > 0).all()
     assert [p.name for p in tmp_path.iterdir()] == ["n.pt"]
 
@@ -427,7 +427,7 @@ def test_kernel_distance():
     assert fid.kernel_distance(x, y) == pytest.approx(expected, rel=1e-6)
     features = torch.randn(4000, 16, generator=torch.Generator().manual_seed(1))
     halves = fid.kernel_distance(features[:2000], features[2000:])
-    assert abs(halves) < 0.005 and halves == fid.kernel_distance(features[:2000], features[2000:])
+    assert abs(halves) < 0.005 and halves == fid.kernel_distance(features[:2000], features[2000:], 100, 1000)
     assert fid.kernel_distance(features[:2000], features[2000:] + 0.5) > 0.1
     sorted_ones = torch.cat([torch.zeros(1000, 4), torch.ones(1000, 4)])     # subsets are not the first of either side
     assert abs(fid.kernel_distance(sorted_ones, sorted_ones.flip(0), subsets=20)) < 0.1
@@ -2286,6 +2286,19 @@ def test_every_score_of_the_lessons_is_in_a_results_file(lesson):
             expected.append("fresh noise" if error is None else f"{error:.4f}")
         if "network" not in lesson: expected.append(lectures(f"{lesson}: {name}"))
         assert figures == expected and set(expected) != {"-"}, name
+
+
+def test_compare_makes_the_rows_of_the_readmes_tables():
+    usual = dict(what="ddim", schedule="cosine", input_scale=0.5, normalise=False)
+    ddim = {cosine_ddim.label(usual | dict(zip(("steps", "eta", "spacing", "clip"), trial)))
+            for trial in cosine_ddim.COMPARED}
+    assert {row[0] for row in table("lesson 1 | small")} - {"ddim, 20 steps, eta 1"} == ddim
+    assert {row[0] for row in table("lesson 3 |")} == {f"eta {eta:g}, rescue {rescue}" for rescue, eta in no_t.COMPARED}
+    usual = dict(churn=None, rho=7.0, model="karras", input_scale=0.5, sig_data=0.33)
+    by_name = {karras.label(usual | {"what": name, "steps": steps, "eta": options.get("eta")})
+               for name, steps, options in karras.COMPARED}
+    assert {row[0] for row in table("lesson 4 | evaluations")} - by_name == {
+        "ancestral, 50 steps, eta 1", "heun, 20 steps, churn 5"} and len(by_name) == len(karras.COMPARED)
 
 
 def test_every_score_of_lesson_3_is_in_a_results_file():

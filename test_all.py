@@ -2,6 +2,7 @@
 import argparse
 import functools
 import hashlib
+import inspect
 import itertools
 import json
 import math
@@ -3259,14 +3260,16 @@ def test_the_readme_has_why_a_small_network_burns_clothes_out():
     assert f"{picture:.3f}" == f"{noise:.3f}" == "0.030" and said_in_the_readme("each varies by 0.030 from image")
 
 
-@pytest.mark.parametrize("start, lesson, names", [                           # answers of slope 0.4, under main's names
+@pytest.mark.parametrize("start, lesson, names", [                     # answers of slope 0.4, under the names used there
     ("These lines print it", no_t,
      dict(x0=torch.zeros(2000, 1, 32, 32), model=lambda x, t: 0.4 * x.mean((1, 2, 3), keepdim=True).expand_as(x))),
     ("These lines print the slope", cosine_ddim,
      dict(images=torch.zeros(2000, 1, 32, 32),
           find_noise=lambda x, t: x * (0.4 + 0.6 / x.square().mean((1, 2, 3), keepdim=True).sqrt())))])
 def test_the_readmes_lines_print_the_slopes_of_brightness_and_strength(capsys, start, lesson, names):
-    lines = re.search(rf"{start}.*?\n\n(.*?)\n\n", (HERE / "results" / "README.md").read_text(), re.S)[1]
+    line, function, lines = re.search(rf"{start}.*?below\s+`(.*?)`\s+in\s+`{lesson.__name__}\.(.*?)`.*?\n\n(.*?)\n\n",
+                                      (HERE / "results" / "README.md").read_text(), re.S).groups()
+    assert line.removesuffix("...") in inspect.getsource(getattr(lesson, function))
     torch.manual_seed(0)
     exec(textwrap.dedent(lines), vars(lesson) | names | dict(args=argparse.Namespace(device="cpu")))
     assert capsys.readouterr().out == "slope 0.40\n"

@@ -78,7 +78,7 @@ def denoise(x_t, noise, t, abar=abar):
 # ---------------------------------------------------------------------------------------------- sampling
 
 def timesteps(steps, spacing="uniform"):
-    """(steps + 1,) times from just below 1 down to 0, and 0 once more: each step goes from one to the next.
+    """(steps + 1,) times from 1 - 1/steps down to 0, and 0 once more: each step goes from one to the next.
 
     "uniform" is the lecture's: 1 - 1/steps, .., 1/steps, 0. "late" is a trick from earlier in the course,
     which the lecture recalls: on a fine grid take every 10th time in the first tenth of the way, every 9th in the next,
@@ -131,10 +131,12 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
 def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
     """From standard normal x (N, 1, H, W) along the times ts: yields (x_0_hat, x_t) after every step.
 
-    ts: a tensor or a list. find_noise(x_t, t): any estimate of the noise in x_t at time t. The last call, at t = 0,
-    removes no noise; it is the lecture's, and lesson 3 has a use for it.
+    ts: a tensor or a list, below 1: at 1 no image is left in x_t, and an error of the network, divided by nearly 0, is
+    taken for one. find_noise(x_t, t): any estimate of the noise in x_t at time t. The last call, at t = 0, removes no
+    noise; it is the lecture's, and lesson 3 has a use for it. Raises ValueError for times from 1 up.
     """
     ts = torch.as_tensor(ts).tolist()
+    if max(ts) >= 1: raise ValueError(f"time {max(ts):g}: sampling has to begin below 1, at 0.99, say")
     for t, t1 in zip(ts, ts[1:]):
         x_0_hat, x = ddim_step(x, find_noise(x, t), abar(t), abar(t1), eta, clip)
         yield x_0_hat, x
@@ -157,8 +159,9 @@ def noise_schedule(name="cosine", start=None, end=None, tau=None):
 
     name: one of SCHEDULES; cosine with no parameters is abar as it stands above. Otherwise the piece of the curve from
     start to end is stretched to run from 1 to 0. tau (default 1) bends the curve of cosine and sigmoid; linear has no
-    parameters. With a small tau, cosine falls late: much of the image should be left where sampling begins, from pure
-    noise, at t = 1 - 1/steps. Raises Problem for parameters that make no schedule.
+    parameters. Sampling begins with pure noise at t = 1 - 1/steps. Where gamma is not near 0 at that time (in 50 steps
+    it is 0.02 for linear, 0.25 for cosine with tau 0.2) the network looks for an image that is not there. Raises
+    Problem for parameters that make no schedule.
     """
     if (name, start, end, tau) == ("cosine", None, None, None): return lambda t: abar(t).clamp(1e-9, 1)
     curve, *ends = SCHEDULES[name]

@@ -22,8 +22,8 @@ helps, 27.4 in 50 ancestral steps with eta 1, and so does --sig-data 0.66, twice
 
 What a network of the lecture's size does (25 passes on a GPU, seed 0; results/lecture/karras, karras-sig-data-0.66):
 Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse. With
---sig-data 0.66 --lr 4e-3 DPM++ scores 3.14 in 20 steps, and 2.31 in 100 ancestral steps with eta 1. (Lesson 1's network
-has 2.59 in 100. LMS had another last step then: results/README.md, "Lesson 4".)
+--sig-data 0.66 --lr 4e-3 DPM++ scores 3.14 in 20 steps, the ancestral sampler with eta 1 2.31 in 100. (Lesson 1's
+network has 2.59 in 100. LMS had another last step then: results/README.md, "LMS's last step, to 0".)
 """
 import math
 
@@ -138,7 +138,8 @@ def sigmas_karras(n, sigma_min=0.01, sigma_max=80.0, rho=7.0):
     """n noise levels from sigma_max down to sigma_min, and a last 0: (n + 1,) float32. n = 1 gives [sigma_max, 0].
 
     Karras et al. 2022, eq. 5: evenly spaced in the rho-th root of sigma. rho 1 would be even steps; 7 takes large steps
-    where all is noise and small ones at the end, where details are decided.
+    where all is noise and small ones at the end, where details are decided. Relative to sigma it is the other way
+    round: the first of 20 steps takes off a quarter of it, the last before 0 more than half.
     """
     roots = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), n, dtype=torch.float64)
     return torch.cat([roots ** rho, roots.new_zeros(1)]).float()
@@ -341,7 +342,7 @@ def show_sigmas(folder, seed):
     mode = math.exp(P_MEAN - P_STD ** 2)
     print(f"sigma exceeds 1 in {(sigmas > 1).float().mean():.1%} of draws (the lecture says about a third; "
           f"{stats.norm.cdf(P_MEAN / P_STD):.1%} are expected), median {sigmas.median():.2f} (it says mostly 0.4 or "
-          f"0.5), mode {mode:.3f}")
+          f"0.5; on an even axis, not the one of sigmas.png, they are densest at {mode:.3f})")
     heights, edges = np.histogram(sigmas.log(), bins=40, range=(-6, 4), density=True)
     middles = (edges[1:] + edges[:-1]) / 2
     density = stats.gaussian_kde(sigmas[:5000].log())(middles)
@@ -378,17 +379,35 @@ def show_loss(folder, model, x0, how):
     chart.save(folder / "loss-by-sigma.png")
 
 
+def spread_of_best(x0, sig):
+    """How much the best answers to pure noises of deviation sig, high above the images', differ from each other: the
+    standard deviation of a pixel. x0: (N, 1, H, W), N > 1, images.
+
+    There the best answer to x is, to first order in 1 / sig^2, the mean image plus C x / sig^2, where C is the images'
+    covariance. (If they are Gaussian it is C / (C + sig^2), which multiplies x minus the mean.)
+    """
+    return float(torch.cov(x0.flatten(1).T).square().sum(1).mean().sqrt() / sig)
+
+
 @torch.no_grad()
 def show_one_step(folder, denoiser, x0, sig, input_scale, seed):
-    """5. One step from many noise levels, and one step from nothing but noise."""
-    x = x0 + sig[:, None, None, None] * torch.randn_like(x0)
+    """5. One step from many noise levels, and one from nothing but noise -> how much the answers to different noises
+    differ, and how much the best ones would."""
+    clean = x0[:len(sig)]
+    x = clean + sig[:, None, None, None] * torch.randn_like(clean)
     restored = denoiser(x, sig)
-    grid(torch.cat([x, restored, x0]) / input_scale, [f"{s:.2f}" for s in sig] * 3, 16,
+    grid(torch.cat([x, restored, clean]) / input_scale, [f"{s:.2f}" for s in sig] * 3, 16,
          title="noised, restored in one step, and true, by sigma").save(folder / "one-step.png")
-    # At sigma 80 the best answer is the mean of all that could be hidden there: garments laid over each other.
+    # At sigma 80 any garment could be hidden. So the best answer is all of them laid over each other, nearly the same
+    # to every noise. A shoe here and trousers there are the network's error, where next to no sigma is drawn to train.
     pure = 80 * torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(seed)).to(x0.device)
-    grid(denoiser(pure, 80.0) / input_scale, None, 8,
-         title="one step from pure noise, sigma 80").save(folder / "one-step-from-noise.png")
+    answers = denoiser(pure, 80.0) / input_scale
+    grid(answers, None, 8, title="one step from pure noise, sigma 80").save(folder / "one-step-from-noise.png")
+    spread = {"one_step_spread": float(answers.var(0).mean().sqrt()),
+              "one_step_spread_of_best": spread_of_best(x0, 80) / input_scale}
+    print("one step from pure noise: 16 answers differ by {:.3f} (standard deviation of a pixel), the best ones would "
+          "by {:.3f}".format(*spread.values()))
+    return spread
 
 
 def show_schedule(folder, steps, rho):
@@ -501,8 +520,7 @@ def learn(args, images):
     print(f"loss of the last 100 steps {origin['loss']:.4f}, after {origin['train_seconds']:.0f} s of training on "
           f"{origin['trained_on']} (not to be set beside the lecture's other losses: their targets were others)")
     show_loss(args.folder, model, test, how)
-    show_one_step(args.folder, denoiser, test[:16], sig, args.input_scale, args.seed)
-    return denoiser, origin
+    return denoiser, origin | show_one_step(args.folder, denoiser, test, sig, args.input_scale, args.seed)
 
 
 @script

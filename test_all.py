@@ -741,6 +741,18 @@ def test_sigmas_karras():
     assert torch.allclose(steps, steps[0].expand(9), rtol=1e-4)              # even in the 7th root
     assert torch.allclose(karras.sigmas_karras(3, 1, 5, rho=1), torch.tensor([5.0, 3.0, 1.0, 0.0]))
     assert karras.sigmas_karras(1).tolist() == [80, 0]
+    sigs = karras.sigmas_karras(20)
+    assert 0.73 < sigs[1] / sigs[0] < 0.77 and sigs[-2] / sigs[-3] < 0.5     # as its docstring has it
+
+
+def test_karras_gives_more_evaluations_to_high_noise_than_lesson_1_does():
+    def high(ts):
+        a = cosine_ddim.abar(ts[:-1].double())
+        return int((((1 - a) / a).sqrt() > 5).sum())
+    levels = int((karras.sigmas_karras(20) > 5).sum())
+    even, late = (high(cosine_ddim.timesteps(20, spacing)) for spacing in ("uniform", "late"))
+    assert said_in_the_readme(f"{levels} of its 20 levels are above 5, of lesson 1's even times {even}, of its late ones "
+                              f"{late}.")
 
 
 # Where the data is a Gaussian of deviation S the best denoiser is known, D(x; sigma) = x S^2 / (S^2 + sigma^2), and so
@@ -1032,6 +1044,8 @@ def test_timesteps():
             assert len(ts) == steps + 1 and (ts[:-1].diff() < 0).all() and ts[-2:].tolist() == [0, 0]
             assert ts[0].item() == pytest.approx(1 - 1 / steps)
     with pytest.raises(unet.Problem, match="1 steps"): cosine_ddim.timesteps(1)
+    from_1 = cosine_ddim.sample(lambda x_t, t: x_t, torch.randn(1, 1, 4, 4), torch.linspace(1, 0, 5))
+    with pytest.raises(ValueError, match="time 1: sampling has to begin below 1"): next(from_1)
     with pytest.raises(ValueError, match="Late"): cosine_ddim.timesteps(3, "Late")
     late = cosine_ddim.timesteps(293, "late")                                # 10 + 11 + 12 + .. + 100 of a thousand
     assert [int(((late[:-1] < high) & (late[:-1] >= high - 0.1)).sum()) for high in (1, 0.1)] == [10, 100]
@@ -1692,7 +1706,7 @@ def test_karras_from_end_to_end(tmp_path, capsys, monkeypatch):
     record = json.loads((folder / "results.json").read_text())[0]
     assert (record["what"], record["steps"], record["evaluations"], record["samples"]) == ("lms", 6, 6, 16)
     assert record["data"] == "drawn" and "drawn clothes, not Fashion-MNIST" in out and f"FID {record['fid']:.2f}" in out
-    assert "epoch 1/1" in out
+    assert "epoch 1/1" in out and record["one_step_spread"] > 0 < record["one_step_spread_of_best"]
 
     before = drawn(folder)
     run(karras.main, tmp_path, "--sampler", "lms", "--steps", "6")            # again: same scores, and no training
@@ -1865,6 +1879,21 @@ def test_pictures_show_the_noise_levels_that_stand_below_them(tmp_path, monkeypa
                          torch.linspace(0.1, 4, 16), 0.5, 0)
     for x, sig in asked: assert torch.allclose(x.std((1, 2, 3)), torch.as_tensor(sig).expand(16), rtol=0.15)
     assert [torch.as_tensor(sig).numel() for _, sig in asked] == [16, 1] and asked[1][1] == 80
+
+
+def test_to_pure_noise_the_best_answers_are_nearly_the_same(tmp_path, capsys):
+    clothes = fid.fashion_mnist(data="drawn", count=400)[0] * 0.5
+    def best(x, sig):                                                        # where all data are these clothes
+        weight = (-torch.cdist(x.flatten(1).double(), clothes.flatten(1).double()) ** 2 / (2 * sig ** 2)).softmax(1)
+        return (weight @ clothes.flatten(1).double()).reshape(x.shape).float()
+    torch.manual_seed(0)
+    spread = best(80 * torch.randn(10_000, 1, 32, 32), 80.0).var(0).mean().sqrt().item()
+    assert spread == pytest.approx(karras.spread_of_best(clothes, 80), rel=0.05) and spread < 0.03
+    told = karras.show_one_step(tmp_path, lambda x, sig: best(x, 80.0), clothes, torch.full((16,), 80.0), 0.5, 0)
+    assert told["one_step_spread"] == pytest.approx(2 * spread, rel=0.3)     # of 16 answers, in -1..1
+    assert told["one_step_spread_of_best"] == pytest.approx(2 * karras.spread_of_best(clothes, 80))
+    assert "16 answers differ by {:.3f} (standard deviation of a pixel), the best ones would by {:.3f}".format(
+        *told.values()) in capsys.readouterr().out
 
 
 def test_solver_error_is_a_mean_that_one_image_can_carry_and_a_median_that_it_cannot():
@@ -3061,8 +3090,8 @@ def test_the_readme_has_other_ways_of_training():
                 and (r["steps"], r["eta"], r["clip"], r["epochs"], r["answer"]) == (50, 1, None, 2, "as it is")]
     evenly = "levels spread evenly"
     two, ddim = records.pop((evenly, "lms", 2, 0))["fid"], records.pop((evenly, "ddim", 2, 0))["fid"]
-    assert said_in_the_readme(f"after two passes {two:.2f} is no better than {usual:.2f} (with LMS's earlier last "
-                              f"step), and lesson 1 with its t so spread scores {ddim:.2f} in 50 steps, {plain:.2f} as "
+    assert said_in_the_readme(f"after two passes {two:.2f} is no better than the {usual:.2f} of LMS's earlier last "
+                              f"step, and lesson 1 with its t so spread scores {ddim:.2f} in 50 steps, {plain:.2f} as "
                               "it is.")
     assert not records
     first = next(r for r in kept("first-command") if r["train_seconds"] == 291.1)

@@ -400,6 +400,7 @@ def show_one_step(folder, denoiser, x0, sig, input_scale, seed):
          title="noised, restored in one step, and true, by sigma").save(folder / "one-step.png")
     # At sigma 80 any garment could be hidden. So the best answer is all of them laid over each other, nearly the same
     # to every noise. A shoe here and trousers there are the network's error, where next to no sigma is drawn to train.
+    # It does little harm: results/README.md, "Where the call is made".
     pure = 80 * torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(seed)).to(x0.device)
     answers = denoiser(pure, 80.0) / input_scale
     grid(answers, None, 8, title="one step from pure noise, sigma 80").save(folder / "one-step-from-noise.png")

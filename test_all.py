@@ -751,8 +751,8 @@ def test_karras_gives_more_evaluations_to_high_noise_than_lesson_1_does():
         return int((((1 - a) / a).sqrt() > 5).sum())
     levels = int((karras.sigmas_karras(20) > 5).sum())
     even, late = (high(cosine_ddim.timesteps(20, spacing)) for spacing in ("uniform", "late"))
-    assert said_in_the_readme(f"{levels} of its 20 levels are above 5, of lesson 1's even times {even}, of its late ones "
-                              f"{late}.")
+    assert said_in_the_readme(f"{levels} of its 20 levels are above 5, of lesson 1's even times {even}, of its late "
+                              f"ones {late}.")
 
 
 # Where the data is a Gaussian of deviation S the best denoiser is known, D(x; sigma) = x S^2 / (S^2 + sigma^2), and so
@@ -1881,6 +1881,49 @@ def test_pictures_show_the_noise_levels_that_stand_below_them(tmp_path, monkeypa
     assert [torch.as_tensor(sig).numel() for _, sig in asked] == [16, 1] and asked[1][1] == 80
 
 
+def test_the_readme_has_where_the_call_is_made():
+    records = kept("karras-high-noise")
+    assert {(r["what"], r["steps"], r["seed"], r["samples"], r["lr"]) for r in records} == {("lms", 20, 0, 2048, 4e-3)}
+    known = {(r["epochs"], r["sig_data"],
+              r["answer"] + (f" above sigma {r['above']}" if r.get("above") else "")): r for r in records}
+    rows = table("lms, 20 steps: the answer")
+    assert len(rows) == 6 and len(known) == len(records) == 14
+    for name, *figures in rows:
+        one, many = known[1, 0.33, name], known[16, 0.33, name]
+        assert figures == [str(one["evaluations"])] + [
+            shown for r in (one, many) for shown in (f"{r['fid']:.2f}", f"{r.get('same_garment', 1):.2f}")], name
+        above = float(re.findall(r"\d+|$", name)[0] or 80)
+        assert one["evaluations"] == many["evaluations"] == (karras.sigmas_karras(20)[:-1] <= above).sum()
+    plain, long, changed = (known[how + ("as it is",)] for how in ((1, 0.33), (16, 0.33), (16, 0.66)))
+    for r, folder in (plain, "first-command"), (long, "passes-16"), (changed, "passes-16-sig-data-0.66"):
+        assert r["weights"] in [other["weights"] for other in kept(folder)]
+    assert said_in_the_readme("too: {:.2f}, as it is {:.2f}.".format(
+        known[16, 0.66, "best linear above sigma 5"]["fid"], changed["fid"]))
+    best = f"{plain['one_step_spread_of_best']:.3f}"
+    assert said_in_the_readme(f"The best answers would hardly differ, by {best}: that is")
+    assert said_in_the_readme(f"would hardly differ, by {best} (standard deviation of a pixel); the small network's "
+                              f"differ by {plain['one_step_spread']:.3f}, so")
+    path = HERE / "results" / "lecture" / "karras" / "one-step-from-noise.png"
+    picture = np.asarray(fid.Image.open(path).convert("L"))
+    answers = [picture[24 + 68 * (i // 8):, 4 + 68 * (i % 8):][:64:2, :64:2] / 127.5 - 1 for i in range(16)]
+    assert np.allclose([answer[:2].mean() for answer in answers], -1, atol=0.06)             # cut out right: a border
+    assert said_in_the_readme(
+        f"differ by {plain['one_step_spread']:.3f} after one pass and by {long['one_step_spread']:.3f} after 16, those "
+        f"of the large one by {np.sqrt(np.var(answers, axis=0, ddof=1).mean()):.3f} (by its picture)")
+    assert said_in_the_readme(f"{karras.stats.norm.sf((math.log(20) + 1.2) / 1.2):.2%} are above 20")
+
+
+def test_the_readmes_lines_answer_high_noise_with_the_mean_image():
+    line, lines = re.search(r"two lines, below\s+`(.*?)`\s+in\s+`karras\.main`:\n\n(.*?)\n\n",
+                            (HERE / "results" / "README.md").read_text(), re.S).groups()
+    assert f"        {line}\n" in inspect.getsource(karras.main)
+    images, x = torch.randn(5, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    names = dict(images=images, denoiser=lambda x, sig: x / 2, args=argparse.Namespace(device="cpu"))
+    exec(textwrap.dedent(lines), names)
+    assert torch.equal(names["denoiser"](x, 20.0), x / 2)
+    assert torch.equal(names["denoiser"](x, 20.1), images.mean(0).expand(3, 1, 4, 4))
+
+
 def test_to_pure_noise_the_best_answers_are_nearly_the_same(tmp_path, capsys):
     clothes = fid.fashion_mnist(data="drawn", count=400)[0] * 0.5
     def best(x, sig):                                                        # where all data are these clothes
@@ -2686,10 +2729,13 @@ def test_the_readme_has_what_more_passes_bring():
     for seed, more in enumerate(others, 1):
         assert {(r["epochs"], r["seed"], r["samples"], r["lr"]) for r in more.values()} == {(16, seed, 2048, 4e-3)}
         known |= {(16, f"{name}, seed {seed}"): r for name, r in more.items()}
+    twice_changed = {karras.label(r): r for r in kept("passes-16-sig-data-0.66")}
+    assert {(r["epochs"], r["seed"], r["samples"], r["lr"]) for r in twice_changed.values()} == {(16, 0, 2048, 4e-3)}
+    known |= {(16, name): r for name, r in twice_changed.items()}
     longest = twice["ddim, 100 steps, eta 1"]
     rows = table("FID after so many passes")
     which = [(1, ""), (2, ""), (4, ""), (8, ""), (16, ""), (16, ", seed 1"), (16, ", seed 2"), (8, ", sig data 0.66"),
-             (8, ", model cosine")]
+             (16, ", sig data 0.66"), (8, ", model cosine")]
     for row, (epochs, more) in zip(rows, which, strict=True):
         found = [known.get((epochs, name + more)) for name in names]
         assert row[0].startswith(str(epochs)) and row[1:] == [f"{r['fid']:.2f}" if r else "-" for r in found]
@@ -2719,6 +2765,9 @@ def test_the_readme_has_what_more_passes_bring():
     assert all(0 < lead < 0.8 for lead in by_seed(changed_long, many))
     assert [lead < 0 for lead in by_seed(changed, fifty)] == [False, False, True]
     assert all(-1 <= lead < -0.4 for lead in by_seed(walked, lms))
+    walks = [twice[f"ddim, {steps} steps, eta 1"] for steps in (20, 50, 100)]
+    new = [twice_changed[name + ", sig data 0.66"] for name in names]
+    assert fid_of(new[0]) < fid_of(walks[0]) - 1 and all(abs(lead) < 0.2 for lead in by_seed(new[2:], walks[1:]))
     for sentence, *shown in (
             ("by one seed only ({:.2f}, {:.2f} and {:.2f}; {:.2f}, {:.2f} and {:.2f})", *changed, *fifty),
             ("fresh noise in 50 steps still helps a little ({:.2f}, {:.2f} and {:.2f};", *walked),
@@ -2726,8 +2775,11 @@ def test_the_readme_has_what_more_passes_bring():
             ("scores {:.2f} by DDIM in 100 steps where the small ones have {:.2f}, {:.2f} and {:.2f}, the highest loss "
              "with the best score.", large, *many),
             ("and {:.0f} to {:.0f} with eight times", min(lms, key=fid_of), max(lms, key=fid_of)),
-            ("after eight passes from {:.2f} to {:.2f} and from {:.2f} to {:.2f}.",
-             lms[1], changed[1], lms[2], changed[2])):
+            ("after eight passes from {:.2f} to {:.2f} and from {:.2f} to {:.2f}, after 16 from {:.2f} to {:.2f}.",
+             lms[1], changed[1], lms[2], changed[2], twice[names[0]], new[0]),
+            ("in 20 evaluations it is ahead of DDIM ({:.2f}), in 50 and 100 level with it ({:.2f} and {:.2f}, {:.2f} "
+             "and {:.2f}).", walks[0], new[2], walks[1], new[3], walks[2]),
+            ("then has {:.2f} in 20.", new[0])):
         assert said_in_the_readme(sentence.format(*(r["fid"] for r in shown))), sentence
     gained = [1 - known[2 * n, name]["fid"] / known[n, name]["fid"] for n in (1, 2, 4) for name in names[:3]]
     assert said_in_the_readme(
@@ -2740,11 +2792,11 @@ def test_the_readme_has_what_more_passes_bring():
     assert all(seeds[name][1] is max(seeds[name], key=fid_of) for name in names)
     assert said_in_the_readme(f"than earlier doublings: by {np.mean(gained):.0%} on average.")
     assert [new[names[0]]["fid"] - new[names[2]]["fid"] > 0.5 for new in trio] == [True, False, False]
-    walks = [twice[f"ddim, {steps} steps, eta 1"] for steps in (20, 50, 100)] + [few[0], fifty[0], many[0]]
+    walks += [few[0], fifty[0], many[0]]
     assert said_in_the_readme("scores {:.2f} by DDIM in 20 steps, {:.2f} in 50 and {:.2f} in 100, after eight {:.2f}, "
                               "{:.2f} and {:.2f}.".format(*(r["fid"] for r in walks)))
-    assert said_in_the_readme(f"after 16 passes {longest['fid']:.2f} (one seed), the best that we trained on a CPU.")
-    assert longest["fid"] < min(map(fid_of, (*many, *changed_long)))
+    assert said_in_the_readme(f"after 16 passes {longest['fid']:.2f} (one seed), the best that we trained on a CPU;")
+    assert longest["fid"] < min(map(fid_of, (*many, *changed_long, *new)))
     assert said_in_the_readme("{:.2f}, {:.2f} and {:.2f} instead of ".format(*(new[names[0]]["fid"] for new in trio)) +
                               f"{records_of('lesson 4: lms, 20 steps', size='lecture')[0]['fid']:.2f} by LMS")
     assert said_in_the_readme(f"16 took {twice[names[0]]['train_seconds'] / 60:.0f} on an older one")
@@ -3289,7 +3341,7 @@ def test_the_readme_has_why_a_small_network_burns_clothes_out():
     assert f"{picture:.3f}" == f"{noise:.3f}" == "0.030" and said_in_the_readme("each varies by 0.030 from image")
 
 
-@pytest.mark.parametrize("start, lesson, names", [                     # answers of slope 0.4, under the names used there
+@pytest.mark.parametrize("start, lesson, names", [                     # answers of slope 0.4, by the names used there
     ("These lines print it", no_t,
      dict(x0=torch.zeros(2000, 1, 32, 32), model=lambda x, t: 0.4 * x.mean((1, 2, 3), keepdim=True).expand_as(x))),
     ("These lines print the slope", cosine_ddim,

@@ -380,32 +380,32 @@ def show_loss(folder, model, x0, how):
 
 
 def spread_of_best(x0, sig):
-    """How much the best answers to pure noises of deviation sig, high above the images', differ from each other: the
-    standard deviation of a pixel. x0: (N, 1, H, W), N > 1, images.
+    """How much the best answers to pure noises of deviation sig differ from each other: the standard deviation of a
+    pixel. x0: (N, 1, H, W), N > 1, images.
 
-    There the best answer to x is, to first order in 1 / sig^2, the mean image plus C x / sig^2, where C is the images'
-    covariance. (If they are Gaussian it is C / (C + sig^2), which multiplies x minus the mean.)
+    To first order in 1 / sig the best answer to x, sig times standard noise, is the mean image plus C x / sig^2, where
+    is the images' covariance. sig^2 has to be far above its largest eigenvalue, which is 20 for clothes in -0.5..0.5.
+    (If images are Gaussian the best answer is exactly mean + C (C + sig^2)^-1 (x - mean).)
     """
     return float(torch.cov(x0.flatten(1).T).square().sum(1).mean().sqrt() / sig)
 
 
 @torch.no_grad()
-def show_one_step(folder, denoiser, x0, sig, input_scale, seed):
+def show_one_step(folder, denoiser, x0, sig, spread_at_best, input_scale, seed):
     """5. One step from many noise levels, and one from nothing but noise -> how much the answers to different noises
-    differ, and how much the best ones would."""
-    clean = x0[:len(sig)]
-    x = clean + sig[:, None, None, None] * torch.randn_like(clean)
+    differ, and how much the best ones would: spread_at_best, but in -1..1."""
+    x = x0 + sig[:, None, None, None] * torch.randn_like(x0)
     restored = denoiser(x, sig)
-    grid(torch.cat([x, restored, clean]) / input_scale, [f"{s:.2f}" for s in sig] * 3, 16,
+    grid(torch.cat([x, restored, x0]) / input_scale, [f"{s:.2f}" for s in sig] * 3, 16,
          title="noised, restored in one step, and true, by sigma").save(folder / "one-step.png")
     # At sigma 80 any garment could be hidden. So the best answer is all of them laid over each other, nearly the same
     # to every noise. A shoe here and trousers there are the network's error, where next to no sigma is drawn to train.
-    # It does little harm: results/README.md, "Where the call is made".
+    # It does little harm: results/README.md, "Where the network begins to matter".
     pure = 80 * torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(seed)).to(x0.device)
     answers = denoiser(pure, 80.0) / input_scale
     grid(answers, None, 8, title="one step from pure noise, sigma 80").save(folder / "one-step-from-noise.png")
     spread = {"one_step_spread": float(answers.var(0).mean().sqrt()),
-              "one_step_spread_of_best": spread_of_best(x0, 80) / input_scale}
+              "one_step_spread_of_best": spread_at_best / input_scale}
     print("one step from pure noise: 16 answers differ by {:.3f} (standard deviation of a pixel), the best ones would "
           "by {:.3f}".format(*spread.values()))
     return spread
@@ -521,7 +521,8 @@ def learn(args, images):
     print(f"loss of the last 100 steps {origin['loss']:.4f}, after {origin['train_seconds']:.0f} s of training on "
           f"{origin['trained_on']} (not to be set beside the lecture's other losses: their targets were others)")
     show_loss(args.folder, model, test, how)
-    return denoiser, origin | show_one_step(args.folder, denoiser, test, sig, args.input_scale, args.seed)
+    best = spread_of_best(x0[:10_000], 80)
+    return denoiser, origin | show_one_step(args.folder, denoiser, test[:16], sig, best, args.input_scale, args.seed)
 
 
 @script

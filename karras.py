@@ -384,8 +384,8 @@ def spread_of_best(x0, sig):
     pixel. x0: (N, 1, H, W), N > 1, images.
 
     To first order in 1 / sig the best answer to x, sig times standard noise, is the mean image plus C x / sig^2, where
-    is the images' covariance. sig^2 has to be far above its largest eigenvalue, which is 20 for clothes in -0.5..0.5.
-    (If images are Gaussian the best answer is exactly mean + C (C + sig^2)^-1 (x - mean).)
+    C is the images' covariance. sig^2 has to be far above its largest eigenvalue, which is 20 for clothes in
+    -0.5..0.5. (If images are Gaussian the best answer is exactly mean + C (C + sig^2)^-1 (x - mean).)
     """
     return float(torch.cov(x0.flatten(1).T).square().sum(1).mean().sqrt() / sig)
 

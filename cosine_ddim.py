@@ -160,8 +160,8 @@ def noise_schedule(name="cosine", start=None, end=None, tau=None):
     name: one of SCHEDULES; cosine with no parameters is abar as it stands above. Otherwise the piece of the curve from
     start to end is stretched to run from 1 to 0. tau (default 1) bends the curve of cosine and sigmoid; linear has no
     parameters. Sampling begins with pure noise at t = 1 - 1/steps. Where gamma is not near 0 at that time (in 50 steps
-    cosine's is 0.001, linear's 0.02, cosine's with tau 0.2 0.25) the network looks for an image that is not there.
-    Raises Problem for parameters that make no schedule.
+    it is 0.001 for cosine, 0.02 for linear, 0.25 for cosine with tau 0.2) the network looks for an image that is not
+    there. Raises Problem for parameters that make no schedule.
     """
     if (name, start, end, tau) == ("cosine", None, None, None): return lambda t: abar(t).clamp(1e-9, 1)
     curve, *ends = SCHEDULES[name]

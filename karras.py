@@ -22,8 +22,8 @@ helps, 27.4 in 50 ancestral steps with eta 1, and so does --sig-data 0.66, twice
 
 What a network of the lecture's size does (25 passes on a GPU, seed 0; results/lecture/karras, karras-sig-data-0.66):
 Euler scores 5.10 in 100 steps and 7.13 in 20; LMS 5.10 and DPM++ 4.91 in 20. So FID sees a solver that is coarse. With
---sig-data 0.66 --lr 4e-3 DPM++ scores 3.14 in 20 steps, the ancestral sampler with eta 1 2.31 in 100. (Lesson 1's
-network has 2.59 in 100. LMS had another last step then: results/README.md, "LMS's last step, to 0".)
+--sig-data 0.66 --lr 4e-3 DPM++ scores 3.14 in 20 steps, and the ancestral sampler 2.31 in 100, with eta 1.
+(Lesson 1's network has 2.59 in 100. LMS had another last step then: results/README.md, "LMS's last step, to 0".)
 """
 import math
 
@@ -391,9 +391,9 @@ def spread_of_best(x0, sig):
 
 
 @torch.no_grad()
-def show_one_step(folder, denoiser, x0, sig, spread_at_best, input_scale, seed):
+def show_one_step(folder, denoiser, x0, sig, input_scale, seed):
     """5. One step from many noise levels, and one from nothing but noise -> how much the answers to different noises
-    differ, and how much the best ones would: spread_at_best, but in -1..1."""
+    differ: the standard deviation of a pixel, in -1..1."""
     x = x0 + sig[:, None, None, None] * torch.randn_like(x0)
     restored = denoiser(x, sig)
     grid(torch.cat([x, restored, x0]) / input_scale, [f"{s:.2f}" for s in sig] * 3, 16,
@@ -404,11 +404,7 @@ def show_one_step(folder, denoiser, x0, sig, spread_at_best, input_scale, seed):
     pure = 80 * torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(seed)).to(x0.device)
     answers = denoiser(pure, 80.0) / input_scale
     grid(answers, None, 8, title="one step from pure noise, sigma 80").save(folder / "one-step-from-noise.png")
-    spread = {"one_step_spread": float(answers.var(0).mean().sqrt()),
-              "one_step_spread_of_best": spread_at_best / input_scale}
-    print("one step from pure noise: 16 answers differ by {:.3f} (standard deviation of a pixel), the best ones would "
-          "by {:.3f}".format(*spread.values()))
-    return spread
+    return float(answers.var(0).mean().sqrt())
 
 
 def show_schedule(folder, steps, rho):
@@ -521,8 +517,11 @@ def learn(args, images):
     print(f"loss of the last 100 steps {origin['loss']:.4f}, after {origin['train_seconds']:.0f} s of training on "
           f"{origin['trained_on']} (not to be set beside the lecture's other losses: their targets were others)")
     show_loss(args.folder, model, test, how)
-    best = spread_of_best(x0[:10_000], 80)
-    return denoiser, origin | show_one_step(args.folder, denoiser, test[:16], sig, best, args.input_scale, args.seed)
+    spread = show_one_step(args.folder, denoiser, test[:16], sig, args.input_scale, args.seed)
+    best = spread_of_best(x0[:10_000], 80) / args.input_scale
+    print(f"one step from pure noise: 16 answers differ by {spread:.3f} (standard deviation of a pixel), the best ones "
+          f"would by {best:.3f}")
+    return denoiser, origin | {"one_step_spread": spread, "one_step_spread_of_best": best}
 
 
 @script

@@ -1049,6 +1049,10 @@ def test_timesteps():
     with pytest.raises(unet.Problem, match="1 steps"): cosine_ddim.timesteps(1)
     from_1 = cosine_ddim.sample(lambda x_t, t: x_t, torch.randn(1, 1, 4, 4), torch.linspace(1, 0, 5))
     with pytest.raises(ValueError, match="time 1: sampling has to begin below 1"): next(from_1)
+    left = [cosine_ddim.noise_schedule(*dials)(cosine_ddim.timesteps(50)[0]).item()
+            for dials in (("cosine",), ("linear",), ("cosine", None, None, 0.2))]
+    assert "it is {:.3f} for cosine, {:.2f} for linear, {:.2f} for cosine with tau 0.2".format(
+        *left) in cosine_ddim.noise_schedule.__doc__
     with pytest.raises(ValueError, match="Late"): cosine_ddim.timesteps(3, "Late")
     late = cosine_ddim.timesteps(293, "late")                                # 10 + 11 + 12 + .. + 100 of a thousand
     assert [int(((late[:-1] < high) & (late[:-1] >= high - 0.1)).sum()) for high in (1, 0.1)] == [10, 100]
@@ -1709,7 +1713,11 @@ def test_karras_from_end_to_end(tmp_path, capsys, monkeypatch):
     record = json.loads((folder / "results.json").read_text())[0]
     assert (record["what"], record["steps"], record["evaluations"], record["samples"]) == ("lms", 6, 6, 16)
     assert record["data"] == "drawn" and "drawn clothes, not Fashion-MNIST" in out and f"FID {record['fid']:.2f}" in out
-    assert "epoch 1/1" in out and record["one_step_spread"] > 0 < record["one_step_spread_of_best"]
+    assert "epoch 1/1" in out and record["one_step_spread"] > 0
+    clothes = fid.fashion_mnist(data="drawn", count=unet.SIZES["tiny"]["count"])[0]
+    assert record["one_step_spread_of_best"] == pytest.approx(karras.spread_of_best(clothes / 2, 80) * 2, rel=1e-4)
+    assert "16 answers differ by {one_step_spread:.3f} (standard deviation of a pixel), the best ones would by {"\
+           "one_step_spread_of_best:.3f}".format(**record) in out
 
     before = drawn(folder)
     run(karras.main, tmp_path, "--sampler", "lms", "--steps", "6")            # again: same scores, and no training
@@ -1879,7 +1887,7 @@ def test_pictures_show_the_noise_levels_that_stand_below_them(tmp_path, monkeypa
     assert torch.equal(images, torch.cat([inputs, target]) / 2) and captions[0] == captions[16] == "0.10"
 
     karras.show_one_step(tmp_path, lambda x, sig: asked.append((x, sig)) or x, torch.zeros(16, 1, 32, 32),
-                         torch.linspace(0.1, 4, 16), 0.01, 0.5, 0)
+                         torch.linspace(0.1, 4, 16), 0.5, 0)
     for x, sig in asked: assert torch.allclose(x.std((1, 2, 3)), torch.as_tensor(sig).expand(16), rtol=0.15)
     assert [torch.as_tensor(sig).numel() for _, sig in asked] == [16, 1] and asked[1][1] == 80
 
@@ -1930,7 +1938,7 @@ def test_the_readmes_lines_answer_high_noise_with_the_mean_image():
     assert torch.equal(names["denoiser"](x, 20.1), images.mean(0).expand(3, 1, 4, 4))
 
 
-def test_to_pure_noise_the_best_answers_are_nearly_the_same(tmp_path, capsys):
+def test_to_pure_noise_the_best_answers_are_nearly_the_same(tmp_path):
     clothes = fid.fashion_mnist(data="drawn", count=400)[0] * 0.5
     def best(x, sig):                                                        # where all data are these clothes
         weight = (-torch.cdist(x.flatten(1).double(), clothes.flatten(1).double()) ** 2 / (2 * sig ** 2)).softmax(1)
@@ -1938,12 +1946,8 @@ def test_to_pure_noise_the_best_answers_are_nearly_the_same(tmp_path, capsys):
     torch.manual_seed(0)
     spread = best(80 * torch.randn(10_000, 1, 32, 32), 80.0).var(0).mean().sqrt().item()
     assert spread == pytest.approx(karras.spread_of_best(clothes, 80), rel=0.05) and spread < 0.03
-    told = karras.show_one_step(tmp_path, lambda x, sig: best(x, 80.0), clothes[:16], torch.full((16,), 80.0),
-                                karras.spread_of_best(clothes, 80), 0.5, 0)
-    assert told["one_step_spread"] == pytest.approx(2 * spread, rel=0.3)     # of 16 answers, in -1..1
-    assert told["one_step_spread_of_best"] == pytest.approx(2 * spread, rel=0.05)
-    assert "16 answers differ by {:.3f} (standard deviation of a pixel), the best ones would by {:.3f}".format(
-        *told.values()) in capsys.readouterr().out
+    told = karras.show_one_step(tmp_path, lambda x, sig: best(x, 80.0), clothes[:16], torch.full((16,), 80.0), 0.5, 0)
+    assert told == pytest.approx(2 * spread, rel=0.3)                        # of 16 answers, in -1..1
 
 
 def test_solver_error_is_a_mean_that_one_image_can_carry_and_a_median_that_it_cannot():

@@ -131,9 +131,10 @@ def ddim_step(x_t, noise, abar_t, abar_t1, eta=1.0, clip=None, abar_hat=None):
 def sample(find_noise, x, ts, eta=1.0, clip=None, abar=abar):
     """From standard normal x (N, 1, H, W) along the times ts: yields (x_0_hat, x_t) after every step.
 
-    ts: a tensor or a list, below 1: at 1 no image is left in x_t, and an error of the network, divided by nearly 0, is
-    taken for one. find_noise(x_t, t): any estimate of the noise in x_t at time t. The last call, at t = 0, removes no
-    noise; it is the lecture's, and lesson 3 has a use for it. Raises ValueError for times from 1 up.
+    ts: a tensor or a list, below 1: at 1 no image is left in x_t, so that x_0_hat would be nothing but the network's
+    error, divided by sqrt(abar), which is nearly 0. find_noise(x_t, t): any estimate of the noise in x_t at time t. The
+    last call, at t = 0, removes no noise; it is the lecture's, and lesson 3 has a use for it. Raises ValueError for
+    times from 1 up.
     """
     ts = torch.as_tensor(ts).tolist()
     if max(ts) >= 1: raise ValueError(f"time {max(ts):g}: sampling has to begin below 1, at 0.99, say")

@@ -85,11 +85,15 @@ def guess(model, x0, al_t=None, target="logit"):
 
 
 def show_question(folder, x0):
-    """1. Noised images and what is asked of them: 0 is an alphabar of 0.5, 3 little noise, -3 much."""
+    """1. Noised images and what is asked of them: 0 is an alphabar of 0.5, 3 little noise, -3 much.
+
+    To show them all they are divided by what their root mean square is on average, from 1 (noise) to 0.43 (image). The
+    network sees them undivided, so for it that is one more hint.
+    """
     (x_t,), logit = noisify(x0)
     brightness = (logit.sigmoid() * INPUT_SCALE ** 2 + 1 - logit.sigmoid()).sqrt()[:, None, None, None]
     grid(x_t / brightness, [f"{number:.2f}" for number in logit], 13,
-         title="noised images and the logit of alphabar").save(folder / "question.png")
+         title="noised images, shown at one brightness, and the logit of alphabar").save(folder / "question.png")
 
 
 def show_baselines(x0):
@@ -137,7 +141,9 @@ def best(level, x0):
 
     At alphabar a each of the n pixels of x_t is Gaussian, with mean sqrt(a) x0 and variance 1 - a. Their Fisher
     information about a is n / (2 (1 - a)^2) + |x0|^2 / (4 a (1 - a)), and no unbiased guess has a variance below its
-    inverse. The network does not know the image; but near 0 it can do better, knowing that alphabar is not below 0.
+    inverse. The network does not know the image. Around 0.05 it still errs a little less, probably because it may be
+    biased: it knows that alphabar is not below 0. Nearer to 0 knowing the image is worth more: at 0.001 this limit is
+    about a third of the network's error.
     """
     information = x0[0].numel() / (2 * (1 - level) ** 2) + x0.square().sum((1, 2, 3)) / (4 * level * (1 - level))
     return float((2 / (math.pi * information)).sqrt().mean())

@@ -3426,6 +3426,13 @@ def test_the_readme_has_lesson_2s_errors():
         f"{np.mean(short_even['test_losses']) - np.mean(even['test_losses']):.3f} more than two.")
     off = {level: squared for level, (_, squared) in zip(logit["levels"], logit["errors"])}
     assert said_in_the_readme(f"by {off[0.001]:.1f} (root mean square) at alphabar 0.001, by {off[0.5]:.2f} at 0.5")
+    usual = torch.full((1, 1, 32, 32), (193.8 / 1024) ** 0.5)              # whose squares add up to what clothes' do
+    for r in logit, large:
+        mean = {level: mean for level, (mean, _) in zip(r["levels"], r["errors"])}
+        assert 0.9 < mean[0.05] / noise_pred.best(0.05, usual) < 1 < mean[0.01] / noise_pred.best(0.01, usual)
+        assert noise_pred.best(0.001, usual) / mean[0.001] == pytest.approx(0.3, abs=0.04)
+    third = "a third of the network's error."
+    assert said_in_the_readme(third) and third in " ".join(noise_pred.best.__doc__.split())
 
 
 def test_the_readme_has_the_lectures_bound_and_normalising():

@@ -37,8 +37,8 @@ def timestep_embedding(t, dim, max_period=10_000):
     """Sinusoids of the time t at dim/2 frequencies from 1 down toward 1/max_period (Vaswani et al. 2017, section 3.5).
 
     t: (N,) floats -> (N, dim): cosines first, then sines. A network reads a number more easily as a pattern of waves.
-    (These frequencies were made for t up to 1000. Lesson 1 passes 0 to 1, where the fastest turns by one radian only;
-    lesson 3 always 0; lesson 4 sigma.)
+    (Made for the places of words in a sentence, taken over by Ho et al. 2020 for t up to 1000. Lesson 1 passes 0 to 1,
+    where the fastest turns by one radian only; lesson 3 always 0; lesson 4 sigma.)
     """
     half = dim // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)

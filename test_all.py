@@ -1921,7 +1921,9 @@ def test_the_readme_has_where_the_network_begins_to_matter():
     answers = [picture[24 + 68 * (i // 8):, 4 + 68 * (i % 8):][:64:2, :64:2] / 127.5 - 1 for i in range(16)]
     assert np.allclose([answer[:2].mean() for answer in answers], -1, atol=0.06)             # cut out right: a border
     assert said_in_the_readme(
-        f"differ by {plain['one_step_spread']:.3f} after one pass and by {long['one_step_spread']:.3f} after 16, those "
+        f"differ by {plain['one_step_spread']:.3f} after one pass and by {long['one_step_spread']:.3f} after 16 (with "
+        f"sig_data 0.66, which makes high noise count less, by {changed['one_step_spread']:.3f} and "
+        f"{kept('passes-16-sig-data-0.66-seed-1')[0]['one_step_spread']:.3f}, two seeds), those "
         f"of the large one by {np.sqrt(np.var(answers, axis=0, ddof=1).mean()):.3f} (by its picture)")
     high = karras.stats.norm.sf((math.log(20) - karras.P_MEAN) / karras.P_STD)
     assert said_in_the_readme(f"In training {high:.2%} of sigmas are above 20: {60_000 * high:.0f} of the 60,000 in")

@@ -2779,10 +2779,10 @@ def test_the_readme_has_what_more_passes_bring():
     assert [lead < 0 for lead in by_seed(changed, fifty)] == [False, False, True]
     assert all(-1 <= lead < -0.4 for lead in by_seed(walked, lms))
     walks = [[found[f"ddim, {steps} steps, eta 1"] for found in (twice, twice_again)] for steps in (20, 50, 100)]
-    new = [[found[name + ", sig data 0.66"] for found in (twice_changed, again_changed)] for name in names[:3]]
-    new_long = twice_changed[names[3] + ", sig data 0.66"]
-    assert all(lead < -1 for lead in by_seed(new[0], walks[0])) and abs(fid_of(new_long) - fid_of(walks[2][0])) < 0.2
+    new = [[found[name + ", sig data 0.66"] for found in (twice_changed, again_changed)] for name in names]
+    assert all(lead < -1 for lead in by_seed(new[0], walks[0]))
     assert all(abs(lead) < 0.5 for lead in by_seed(new[2], walks[1]))
+    assert all(abs(lead) < 0.2 for lead in by_seed(new[3], walks[2]))
     level, ahead = by_seed([found[names[0]] for found in (twice, twice_again)], walks[0])
     assert abs(level) < 0.2 and ahead < -1
     assert all(lead > 1 for lead in by_seed([found[names[3]] for found in (twice, twice_again)], walks[2]))
@@ -2798,9 +2798,11 @@ def test_the_readme_has_what_more_passes_bring():
              twice_again[names[0]], new[0][1]),
             ("in 20 evaluations it is ahead of DDIM by both seeds ({:.2f} and {:.2f}; {:.2f} and {:.2f}), in 50 level",
              *new[0], *walks[0]),
-            ("({:.2f} and {:.2f}; {:.2f} and {:.2f}), in 100 level ({:.2f} and {:.2f}; one seed).",
-             *new[2], *walks[1], new_long, walks[2][0]),
-            ("then has {:.2f} and {:.2f} in 20 (two seeds).", *new[0])):
+            ("({:.2f} and {:.2f}; {:.2f} and {:.2f}), in 100 level ({:.2f} and {:.2f}; {:.2f} and {:.2f}).",
+             *new[2], *walks[1], *new[3], *walks[2]),
+            ("after 16 passes {:.2f} and {:.2f} (two seeds);", *walks[2]),
+            ("then has {:.2f} and {:.2f} in 20, and in 100 ancestral steps {:.2f} and {:.2f}, the best that we trained "
+             "on a CPU, though about level with lesson 1's.", *new[0], *new[3])):
         assert said_in_the_readme(sentence.format(*(r["fid"] for r in shown))), sentence
     gained = [1 - known[2 * n, name]["fid"] / known[n, name]["fid"] for n in (1, 2, 4) for name in names[:3]]
     assert said_in_the_readme(
@@ -2817,10 +2819,7 @@ def test_the_readme_has_what_more_passes_bring():
     assert said_in_the_readme(
         "scores {:.2f} and {:.2f} by DDIM in 20 steps, {:.2f} and {:.2f} in 50, {:.2f} and {:.2f} in 100; after eight "
         "{:.2f} and {:.2f}, {:.2f} and {:.2f}, {:.2f} and {:.2f}.".format(*shown))
-    longest = list(map(fid_of, walks[2]))
-    assert said_in_the_readme("after 16 passes {:.2f} and {:.2f} (two seeds), the best that we trained on a CPU;"
-                              .format(*longest))
-    assert max(longest) < min(map(fid_of, (*many, *changed_long, *sum(new, []), new_long)))
+    assert min(map(fid_of, (*many, *changed_long, *sum(walks + new, [])))) == fid_of(new[3][1])
     assert said_in_the_readme("{:.2f}, {:.2f} and {:.2f} instead of ".format(*(new[names[0]]["fid"] for new in trio)) +
                               f"{records_of('lesson 4: lms, 20 steps', size='lecture')[0]['fid']:.2f} by LMS")
     assert said_in_the_readme(f"16 took {twice[names[0]]['train_seconds'] / 60:.0f} on an older one")

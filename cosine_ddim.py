@@ -177,7 +177,7 @@ def noise_schedule(name="cosine", start=None, end=None, tau=None):
     asked = f"--start {start:g}, --end {end:g}, --tau {tau:g}"
     if abs(first - last) < 1e-4: raise Problem(f"{asked}: that piece of the curve is flat")     # to float32
     gamma = lambda t: ((last - curve(start + torch.as_tensor(t) * (end - start), tau)) / (last - first)).clamp(1e-9, 1)
-    if (abs(gamma(torch.linspace(0, 1, 1001)) - 0.5) < 0.499).sum() < 20:
+    if (abs(gamma(torch.linspace(0, 1, 1001)) - 0.5) < 0.499).sum() < 20:  # from 0.001 to 0.999 for under 2% of times
         raise Problem(f"{asked}: nearly all of the time there would be no noise, or nothing else")
     return gamma
 
@@ -219,7 +219,7 @@ def show_noising(folder, x0, abar, input_scale, seed):
     torch.manual_seed(seed)
     t = torch.linspace(0.05, 0.95, len(x0), device=x0.device)
     (x_t, _), _ = noisify(x0, t, abar)
-    brightness = (abar(t) * input_scale ** 2 + 1 - abar(t)).sqrt()
+    brightness = (abar(t) * input_scale ** 2 + 1 - abar(t)).sqrt()         # 1 for pure noise, b for a clean image
     grid(x_t / per_image(brightness, x_t), [f"{time:.2f}" for time in t], 13,
          title="x_t by t, shown at one brightness").save(folder / "noised.png")
 

@@ -277,7 +277,8 @@ def evaluations(name, steps):
     def ask(x, sig):
         asked.append(sig)
         return x
-    end = sample(SAMPLERS[name], ask, noise, sigmas_karras(steps))
+    end = path = SAMPLERS[name](ask, noise, sigmas_karras(steps))
+    for end in path if hasattr(path, "__iter__") else (): pass
     if getattr(end, "shape", None) != noise.shape:
         found = f"a tensor of shape {tuple(end.shape)}" if torch.is_tensor(end) else f"a {type(end).__name__}"
         raise Problem(f"sampler {name} ends with {found}: does it yield x?")
@@ -533,7 +534,8 @@ def main(argv=None):
     add("--eta", type=number(float, 0, 1), help="fresh noise of the ancestral sampler, 0 to 1 (default 1)")
     add("--churn", type=number(float, 0), help="fresh noise of Heun's sampler, S_churn in the paper (default 0)")
     add("--rho", type=number(float, 1, 100), default=7.0, help="how the steps shrink (default 7)")
-    add("--model", choices=("karras", "cosine"), default="karras", help="this lesson's network, or lesson 1's")
+    add("--model", choices=("karras", "cosine"), default="karras", help="this lesson's network, or lesson 1's; "
+        "--epochs, --batch-size, --lr and --retrain are for that network")
     add("--input-scale", type=number(float, 0.05, 5), help="b, 0.05 to 5: images in -b..b (default 0.5)")
     add("--sig-data", type=number(float, 0.001, 100), help="the images' assumed sd (default input scale x 0.66)")
     add("--log-sigma", action="store_true", help="tell the network ln(sigma) / 4, as in the paper, instead of sigma")
@@ -564,6 +566,7 @@ def main(argv=None):
     if args.model == "karras":
         denoiser, origin = learn(args, images)
     else:
+        print("lesson 1's network, which finds the noise:")
         model, origin = cosine_ddim.network(args, images.mul_(args.input_scale), input_scale=args.input_scale)
         denoiser = lambda x, sig: denoise_epsilon(model, x, sig)
     show_schedule(args.folder, args.steps, args.rho)

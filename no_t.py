@@ -280,7 +280,8 @@ def main(argv=None):
     add("--steps", type=number(int, 2, 1000), help="steps of DDIM (default 100; 20 with --curve and --trace)")
     add("--eta", type=number(float, 0, 1), help="fresh noise on the way, 0 to 1 (default 1)")
     add("--rescue", choices=RESCUES,
-        help="when alphabar is predicted; late: for t <= 0.7 (default: none, then every, then late)")
+        help="when alphabar is predicted: never, at every step, only at t = 0, at all but that, or for t <= 0.7 "
+        "(default: none, then every, then late; --trace: every)")
     add("--clip", type=number(float, 0.01, 1000), default=CLIP,
         help=f"bound on x_0_hat, in units of the images' range (default {CLIP:g})")
     add("--ideal", action="store_true", help=f"no networks, but the best answers there are for {IDEAL_IMAGES} images")

@@ -10,12 +10,13 @@ always answering 0.5 gives 3.5. It can tell; lesson 3 builds on that.
 
 Ours, after two passes on a CPU, seed 0 (results/small/noise_pred): 0.092, and guesses of alphabar are off by 0.020 on
 average. Asked for alphabar itself, which did not work well in the lecture, a network does as well from 0.2 to 0.8, and
-worse near 0 and 1: at 0.999 it is off by 0.0048, the other by 0.0004.
+worse near 0 and 1: at 0.999 it is off by 0.0048, the other by 0.0004. By the lecture's recipe, 20 passes in batches of
+512, also on a CPU (results/small/noise_pred-20-passes), 0.081. The lecture's 0.075 is within luck of that, and about
+0.07 is the least possible (results/README.md, "Lesson 2").
 
-The same network by the lecture's recipe (20 passes in batches of 512 on an H200, seed 0; results/lecture/noise_pred):
-0.093 by one draw of the noise, an unlucky one. The lecture's 0.075 is within luck of that, and about 0.07 is the least
-possible (results/README.md, "Lesson 2"). Guesses are off by 0.018 on average, at alphabar 0.5 by 0.0190, an eighth more
-than the limit for an unbiased guess that even knows the clean image (see best).
+The same network by the lecture's recipe on an H200, seed 0 (results/lecture/noise_pred): guesses are off by 0.018 on
+average, at alphabar 0.5 by 0.0190, an eighth more than the limit for an unbiased guess that even knows the clean image
+(see best). Its error, 0.093, is by an earlier draw of the noise, an unlucky one.
 
 The notebook's loss on test images jumps about on the way. Luck in the draws is a likely reason, and batch norm another:
 in evaluation it uses running averages, which lag behind weights that change fast.
@@ -87,8 +88,8 @@ def guess(model, x0, al_t=None, target="logit"):
 def show_question(folder, x0):
     """1. Noised images and what is asked of them: 0 is an alphabar of 0.5, 3 little noise, -3 much.
 
-    To show them all they are divided by what their root mean square is on average, from 1 (noise) to 0.43 (image). The
-    network sees them undivided, so for it that is one more hint.
+    To show them all they are divided by sqrt(alphabar b^2 + 1 - alphabar): pure noise stays as it is, and a clean image
+    is back in -1..1. The network sees them undivided, so for it that is one more hint.
     """
     (x_t,), logit = noisify(x0)
     brightness = (logit.sigmoid() * INPUT_SCALE ** 2 + 1 - logit.sigmoid()).sqrt()[:, None, None, None]
@@ -124,6 +125,7 @@ def network(args, x0, target="logit"):
 
 def show_guesses(folder, x0, x_t, pred, actual, target):
     """4. Predicted beside actual alphabar (N,): sixteen images, all of them as dots, and the error by noise level."""
+    # Halved, so that most of the noise fits in -1..1, which is what a picture can show.
     grid(x_t[:16] / 2, [f"said {a:.2f}, is {b:.2f}" for a, b in zip(pred[:16], actual[:16])], 8, 3,
          title="predicted and actual alphabar").save(folder / f"guesses-{target}.png")
     off, middles = (pred - actual).abs(), (torch.arange(20) + 0.5) / 20

@@ -278,7 +278,7 @@ def evaluations(name, steps):
         asked.append(sig)
         return x
     end = path = SAMPLERS[name](ask, noise, sigmas_karras(steps))
-    for end in path if hasattr(path, "__iter__") else (): pass
+    for end in path if hasattr(path, "__iter__") else (): pass             # yours, without a yield, may return anything
     if getattr(end, "shape", None) != noise.shape:
         found = f"a tensor of shape {tuple(end.shape)}" if torch.is_tensor(end) else f"a {type(end).__name__}"
         raise Problem(f"sampler {name} ends with {found}: does it yield x?")

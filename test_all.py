@@ -2631,14 +2631,14 @@ def test_the_readme_has_the_lectures_size(capsys):
     assert [(row[2], row[3], row[5]) for row in rows] == [
         (f"{r['train_seconds']:.0f} s", f"{r['sample_seconds']:.0f} s", f"{r['fid']:.1f}") for r in runs]
     assert all(r["precision"] in row[0] for row, r in zip(rows, runs) if not row[0].startswith("the same"))
-    assert [r["epochs"] for r in runs] == 9 * [1] + 5 * [2]
+    assert [r["epochs"] for r in runs] == 10 * [1] + 5 * [2]
     usual = [row[1] for row, r in zip(rows, runs) if r["epochs"] == 1 and r != runs[5]]  # by an older choice of format
     minutes = sorted(int(m) + int(s) / 60 for m, s in (re.findall("[0-9]+", total) for total in usual))
     assert said_in_the_readme(f"took between {minutes[0]:.0f} minutes (a new AMD EPYC) and {minutes[-1]:.0f} (an old "
                               "one)")
     by_lms = next(r for r in kept("karras-float32") if karras.label(r) == "lms, 20 steps" and r["samples"] == 2048)
     assert (older[2], older[5]) == (f"{by_lms['train_seconds']:.0f} s", f"{by_lms['fid']:.1f}")
-    one, again, third, intel, repeated, slower, new, kin, today, two, now, earlier, *_ = runs
+    one, again, third, intel, repeated, slower, new, kin, today, amx, two, now, earlier, *_ = runs
     assert (intel["precision"], slower["precision"]) == ("float32", "bfloat16")
     assert intel["weights"] == repeated["weights"] != slower["weights"]
     assert intel["train_seconds"] < slower["train_seconds"] and intel["sample_seconds"] < slower["sample_seconds"]
@@ -2647,6 +2647,19 @@ def test_the_readme_has_the_lectures_size(capsys):
     by_passes = {r["epochs"]: r["weights"] for r in kept("passes") if r["what"] == "lms" and r["sig_data"] == 0.33}
     assert said_in_the_readme("gave the same one after one pass and after two") and by_passes[2] == now["weights"]
     assert new["weights"] == kin["weights"] == today["weights"] == by_passes[1]
+    by_amx, in_float32 = kept("karras-one-pass-intel")[:3], kept("karras-one-pass-intel")[3:]
+    assert amx == by_amx[0] and said_in_the_readme("two kinds of Intel, both in float32, the same after one pass")
+    assert in_float32[0]["weights"] == intel["weights"]
+    as_it_is = [[r for r in kept(folder) if (r["what"], r["epochs"], r["batch_size"], r["samples"]) == (
+        "lms", 1, 32, 2048) and karras.label(r) == "lms, 20 steps" and r.get("recipe", "as it is") == "as it is"]
+                for folder in ("karras-one-pass", "recipe")]
+    rows = table("lesson 4, one pass: lms, 20 steps, FID of seed")
+    for (name, *figures), found in zip(rows, [*as_it_is, in_float32, by_amx], strict=True):
+        assert figures == [f"{r['fid']:.2f}" for r in found] and [r["seed"] for r in found] == [0, 1, 2]
+        assert all(r["precision"] in name for r in found)
+    assert said_in_the_readme(f"from {in_float32[0]['fid']:.1f} to {amx['fid']:.1f} with seed 0.")
+    assert said_in_the_readme("trained in {:.0f} to {:.0f} s in bfloat16, in {:.0f} to {:.0f} s in float32".format(
+        *(f(r["train_seconds"] for r in some) for some in (by_amx, in_float32) for f in (min, max))))
     assert said_in_the_readme(f"scores {now['fid']:.1f} instead of {earlier['fid']:.1f}")
     (default, *_), batches_of_16 = ([r for r in kept("karras-one-pass") if r["batch_size"] == n] for n in (32, 16))
     both = [(r, records_of(f"lesson 4: {karras.label(r)}")[0]) for r in kept("karras-one-pass")
@@ -2666,7 +2679,8 @@ def test_the_readme_has_the_lectures_size(capsys):
     assert default == one and {k: one[k] for k in karras.RECIPE["small"]} == karras.RECIPE["small"]
     fid.comparison([today], karras.label, karras.LECTURE, "out/karras")
     for line in capsys.readouterr().out.splitlines()[:3]: assert f"\n    {line}\n" in readmes()
-    assert said_in_the_readme(f"a FID near {one['fid']:.0f}, near {two['fid']:.0f} with twice the training")
+    assert said_in_the_readme(f"a FID of {intel['fid']:.0f} to {amx['fid']:.0f}, near {two['fid']:.0f} with twice the "
+                              "training")
     assert said_in_the_readme(f"scores {one['fid']:.1f} by LMS in 20 steps, where two passes on the same machine score "
                               f"{two['fid']:.1f}")
     for lesson, name in (cosine_ddim, "lesson 1: ddim, 50 steps, eta 1"), (no_t, "lesson 3: no t, 50 steps, eta 1, "
@@ -2687,12 +2701,18 @@ def test_the_readme_has_the_lectures_size(capsys):
     records = kept("speed-cpu", "lecture")
     assert table("training on two cores |") == [
         [intel["what"].removeprefix("training, batch 64: "), *cells(intel), *cells(amd)]
-        for intel, amd in zip(records[:3], records[3:6], strict=True)]
+        for intel, amd in zip(records[18:], records[3:6], strict=True)]
+    by_amx, in_float32, _ = records[18:]
+    assert said_in_the_readme(f"the median of {by_amx['rounds']} rounds on the Intel (model 167) and "
+                              f"{records[3]['rounds']} on the EPYC (model 17)")
+    assert said_in_the_readme("ratios are between {:.2f} and {:.2f}, in float32 between {:.2f} and {:.2f}.".format(
+        *by_amx["ratio_quartiles"], *in_float32["ratio_quartiles"]))
+    assert said_in_the_readme("(model 207) had {:.2f} and {:.2f}.".format(*(r["ratio"] for r in records[:2])))
     assert said_in_the_readme("float32 trains {} images/s, {} times diffusers'".format(*cells(records[6])))
     again, (rate, ratio) = records[8], cells(records[8])
     assert said_in_the_readme("in {} rounds, {} images/s, {}; half of them between {:.2f} and {:.2f})".format(
         again["rounds"], rate, ratio[:-1], *again["ratio_quartiles"]))
-    here, _, bfloat16, *_, now, padded, _ = records[10:]
+    here, _, bfloat16, *_, now, padded, _ = records[10:18]
     (rate, ratio), *others = map(cells, (here, now, padded, bfloat16))
     assert said_in_the_readme("float32 trains {} images/s in {} rounds, {}; half of them between {:.2f} and {:.2f})"
                               .format(rate, here["rounds"], ratio[:-1], *here["ratio_quartiles"]))
@@ -2700,10 +2720,9 @@ def test_the_readme_has_the_lectures_size(capsys):
         "is 1.06 times as fast there: {1} times diffusers', with padding {2}, in {0} rounds of both in turn. In "
         "bfloat16 it was {3} times diffusers'".format(now["rounds"], *(ratio for _, ratio in others)))
     assert f"{now['images_per_s'] / padded['images_per_s']:.2f}" == "1.06"
-    assert {f"{r['ratio']:.1f}" for r in (records[4], again, here, now)} == {"1.2"}
-    assert said_in_the_readme("trains 1.2 times as fast in float32 as diffusers' `UNet2DModel` as it comes ({:.1f} "
-                              "times by an earlier version, on an Intel with AMX), and {:.1f} to {:.1f} times in "
-                              "bfloat16".format(*(records[i]["ratio"] for i in (1, 0, 3))))
+    assert {f"{r['ratio']:.1f}" for r in (records[4], again, here, now, in_float32)} == {"1.1", "1.2"}
+    assert {f"{r['ratio']:.1f}" for r in (records[3], by_amx)} == {"1.7"} and said_in_the_readme(
+        "trains 1.1 to 1.2 times as fast in float32 as diffusers' `UNet2DModel` as it comes, and 1.7 times in bfloat16")
 
 
 def test_the_readme_has_the_speed_on_an_h100():
@@ -3123,7 +3142,7 @@ def test_the_readme_has_lesson_3_with_x_t_passed_on():
 def test_the_readme_has_how_far_rounding_moves_a_score():
     same = {}                                          # what one recipe and seed scored, by networks rounded otherwise
     for lesson, names in ((karras, ("first-command", "karras", "karras-one-pass", "karras-rate", "karras-float32",
-                                    "karras-amx", "passes", "eta-below-1")),
+                                    "karras-amx", "passes", "eta-below-1", "karras-one-pass-intel")),
                           (cosine_ddim, ("cosine_ddim", "cosine_ddim-float32", "cosine_ddim-clip-3", "eta-below-1")),
                           (no_t, ("no_t", "no_t-clip-3", "no_t-both-predicted"))):
         what = {karras: set(karras.SAMPLERS), cosine_ddim: {"ddim"}, no_t: {"no t"}}[lesson]
@@ -3140,6 +3159,7 @@ def test_the_readme_has_how_far_rounding_moves_a_score():
     assert said_in_the_readme(f"rounding moves a score by up to {good:.1f}. (Scores above 35 are much less certain: "
                               f"rounding moves them by up to {bad:.0f}, another seed by more.)")
     assert said_in_the_readme(f"where a score is above 35: rounding alone moves those by up to {bad:.0f}.")
+    assert good < 2.5 and said_in_the_readme("- 2.5 between two small ones (")
     first, another = (next(r["fid"] for r in kept(folder) if (r["what"], r["epochs"], r["answer"]) == (
         "lms", 2, "as it is")) for folder in ("eta-below-1", "eta-below-1-seed-1"))
     assert another - first > bad
@@ -3168,7 +3188,7 @@ def test_the_readme_has_other_ways_of_training():
     gains = [float(a) - float(b) for a, b in zip(rows[0][1:], rows[3][1:])]
     assert rows[3][0] == "levels spread evenly" and f"{gains[2]:.2f}" == "0.05"        # nothing
     assert said_in_the_readme(f"It gains {gains[0]:.1f}, {gains[1]:.1f} and nothing;")
-    assert said_in_the_readme(f"the one above two units, {gains[0]:.1f} by levels spread evenly with seed 0")
+    assert said_in_the_readme(f"the one above 2.5 units, {gains[0]:.1f} by levels spread evenly with seed 0")
     assert all(float(cell) > float(rows[0][i]) - 2 for name, *cells in rows for i, cell in enumerate(cells, 1)
                if cell != "-" and (name, i) != ("levels spread evenly", 1))
     (usual,) = [r["fid"] for r in kept("passes") if (r["what"], r["epochs"]) == ("lms", 2)]
@@ -3501,6 +3521,7 @@ def test_the_readme_has_how_far_seeds_of_the_small_network_differ():
                 how = tuple(str(r.get(name)) for name in (
                     "what", "steps", "eta", "rescue", "clip", "answer", "schedule", "input_scale", "normalise", "model",
                     "sig_data", "rho", "churn", "log_sigma", "centre", "epochs", "batch_size", "lr"))
+                if path.parent.name == "karras-one-pass-intel": how += ("Intel", r["precision"])
                 scores.setdefault(how, {}).setdefault(r["seed"], r["fid"])
     for how, by_seed in scores.items():
         if len(by_seed) > 1 and max(by_seed.values()) < 35:

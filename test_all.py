@@ -2788,6 +2788,15 @@ def test_the_readme_has_what_more_passes_bring():
     assert len(rows) == len(again[0]) == len(again[1]) == 10
     for name, *figures in rows:
         assert figures == [f"{r['fid']:.2f}" for r in seeds[name.split(": ")[1]]], name
+    by_intel = named(kept("passes-intel"))
+    assert {(r["seed"], r["epochs"], r["samples"], r["lr"]) for r in by_intel.values()} == {(0, 8, 2048, 4e-3)}
+    assert said_in_the_readme("scores {:.2f} by LMS in 20 steps, {:.2f} by DPM++ and {:.2f} in 50 ancestral steps"
+                              .format(*(by_intel[name]["fid"] for name in names[:3])))
+    moved = max(abs(by_intel[name]["fid"] - seeds[name][0]["fid"]) for name in names[:3])
+    once = [next(r["fid"] for r in kept(folder) if r["what"] == "lms" and r["seed"] == 0)
+            for folder in ("karras-one-pass-intel", "recipe")]             # the same two kinds of CPU, bfloat16
+    assert said_in_the_readme(f"at most {moved:.1f} from the first column, where [after one pass](#how-much-is-luck) "
+                              f"it was {once[0] - once[1]:.1f}.")
     few, fifty, many = (seeds[f"ddim, {steps} steps, eta 1"] for steps in (20, 50, 100))
     (lms, walked, long), (changed, changed_long) = (
         [seeds[names[i] + how] for i in which] for how, which in (("", (0, 2, 3)), (", sig data 0.66", (0, 3))))
@@ -3142,7 +3151,8 @@ def test_the_readme_has_lesson_3_with_x_t_passed_on():
 def test_the_readme_has_how_far_rounding_moves_a_score():
     same = {}                                          # what one recipe and seed scored, by networks rounded otherwise
     for lesson, names in ((karras, ("first-command", "karras", "karras-one-pass", "karras-rate", "karras-float32",
-                                    "karras-amx", "passes", "eta-below-1", "karras-one-pass-intel")),
+                                    "karras-amx", "passes", "eta-below-1", "karras-one-pass-intel",
+                                    "passes-intel")),
                           (cosine_ddim, ("cosine_ddim", "cosine_ddim-float32", "cosine_ddim-clip-3", "eta-below-1")),
                           (no_t, ("no_t", "no_t-clip-3", "no_t-both-predicted"))):
         what = {karras: set(karras.SAMPLERS), cosine_ddim: {"ddim"}, no_t: {"no t"}}[lesson]

@@ -244,7 +244,7 @@ def compiled(model, device):
 
     Many operations become few kernels (programs of the GPU), and CUDA graphs ("reduce-overhead") start all of them
     at once: without them the GPU waits for the processor half of the time. On two CPU cores compiling took 40 to 160 s
-    and made a step faster by a sixth at best: in a pass over the images less than it cost.
+    and made a step shorter by a sixth at best: in a pass over the images less than it cost.
     """
     if device.type != "cuda" or not any(map(shutil.which, ("cc", "gcc", "clang"))): return model
     torch._dynamo.config.suppress_errors = True                # what cannot be compiled after all runs as it is

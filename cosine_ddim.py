@@ -214,13 +214,17 @@ COMPARED = [(100, 1.0, "uniform", None), (50, 1.0, "uniform", None), (50, 0.5, "
             (50, 0.0, "uniform", None), (50, 0.0, "uniform", 1.0), (50, 1.0, "late", None)]
 
 
+def at_one_brightness(x_t, t, abar, input_scale):
+    """Noised images as pictures show them: clean ones in -1..1, pure noise with a deviation of 1, as it is."""
+    return x_t / per_image((abar(t) * input_scale ** 2 + 1 - abar(t)).sqrt(), x_t)
+
+
 def show_noising(folder, x0, abar, input_scale, seed):
     """1. One garment after another, noised more and more."""
     torch.manual_seed(seed)
     t = torch.linspace(0.05, 0.95, len(x0), device=x0.device)
     (x_t, _), _ = noisify(x0, t, abar)
-    brightness = (abar(t) * input_scale ** 2 + 1 - abar(t)).sqrt()         # 1 for pure noise, b for a clean image
-    grid(x_t / per_image(brightness, x_t), [f"{time:.2f}" for time in t], 13,
+    grid(at_one_brightness(x_t, t, abar, input_scale), [f"{time:.2f}" for time in t], 13,
          title="x_t by t, shown at one brightness").save(folder / "noised.png")
 
 
@@ -245,8 +249,9 @@ def show_one_step(folder, find_noise, x0, abar, input_scale, seed):
     t = torch.linspace(0.05, 0.95, len(x0), device=x0.device)
     (x_t, _), _ = noisify(x0, t, abar)
     restored = denoise(x_t, find_noise(x_t, t), t, abar)
-    grid(torch.cat([x_t, restored, x0]) / input_scale, [f"{time:.2f}" for time in t] * 3, len(x0),
-         title="noised, restored in one step, and true, by t").save(folder / "one-step.png")
+    shown = [at_one_brightness(x_t, t, abar, input_scale), restored / input_scale, x0 / input_scale]
+    grid(torch.cat(shown), [f"{time:.2f}" for time in t] * 3, len(x0), title="noised (shown at one brightness), "
+         "restored in one step, and true, by t").save(folder / "one-step.png")
 
 
 def schedule_label(dials):

@@ -393,7 +393,8 @@ def ticks(low, high, log):
         return [(float(np.log10(v)), f"{v:g}") for v in found]
     step = 10.0 ** np.floor(np.log10((high - low) / 4))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 6)
-    return [(float(v), f"{v:g}") for v in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
+    found = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step + 0.0         # + 0.0: no -0
+    return [(float(v), f"{v:g}") for v in found]
 
 
 def plot(series, title, x_label, y_label, log_x=False, log_y=False, size=(640, 400), names_below=False):

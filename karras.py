@@ -151,7 +151,8 @@ def sigmas_karras(n, sigma_min=0.01, sigma_max=80.0, rho=7.0):
 # all approximate the solution of one differential equation (eq. 1 with sigma(t) = t, and eq. 3):
 #     dx / dsigma = (x - D(x; sigma)) / sigma,
 # where D is denoise. The right side is the slope: how x changes with sigma. Samplers differ in how closely they follow
-# the solution in few steps.
+# the solution in few steps. (Euler and Heun are the paper's. Ancestral sampling in sigmas and LMS came to the lecture
+# from K. Crowson's k-diffusion.)
 
 def pairs(sigs):
     """[(sigma now, sigma next), ..], a pair of numbers for every step of sigs (n + 1,)."""
@@ -337,18 +338,24 @@ def show_scale(images, input_scale, seed):
 
 
 def show_sigmas(folder, seed):
-    """2. The noise levels that the network is trained on."""
+    """2. The noise levels that the network is trained on: on an even axis, cut off at 10, as in the lecture, and on a
+    logarithmic one, where they are a bell."""
     torch.manual_seed(seed)
-    sigmas = draw_sigmas(100_000)
-    mode = math.exp(P_MEAN - P_STD ** 2)
+    sigmas, panels = draw_sigmas(100_000), []
+    for log, limits in ((False, (0, 10)), (True, (-6, 4))):
+        values = sigmas.log() if log else sigmas
+        heights, edges = np.histogram(values, bins=80, range=limits, density=True)
+        middles = (edges[1:] + edges[:-1]) / 2
+        density, xs = stats.gaussian_kde(values[:5000])(middles), np.exp(middles) if log else middles
+        if not log: peak = middles[density.argmax()]
+        panels.append(plot([("histogram", xs, heights, "bars"), ("kernel density", xs, density, "line")],
+                           "the noise levels of training", "sigma", "density of ln sigma" if log else "density",
+                           log_x=log, size=(480, 400)))
+    beside(panels).save(folder / "sigmas.png")
     print(f"sigma exceeds 1 in {(sigmas > 1).float().mean():.1%} of draws (the lecture says about a third; "
           f"{stats.norm.cdf(P_MEAN / P_STD):.1%} are expected), median {sigmas.median():.2f} (it says mostly 0.4 or "
-          f"0.5; on an even axis, not the one of sigmas.png, they are densest at {mode:.3f})")
-    heights, edges = np.histogram(sigmas.log(), bins=40, range=(-6, 4), density=True)
-    middles = (edges[1:] + edges[:-1]) / 2
-    density = stats.gaussian_kde(sigmas[:5000].log())(middles)
-    plot([("histogram", np.exp(middles), heights, "bars"), ("kernel density", np.exp(middles), density, "line")],
-         "the noise levels of training", "sigma", "density of ln sigma", log_x=True).save(folder / "sigmas.png")
+          f"0.5); on an even axis they are densest at {math.exp(P_MEAN - P_STD ** 2):.3f}, which a kernel density "
+          f"smears to about {peak:.1f}")
 
 
 def show_question(folder, x0, sig, how):
@@ -397,8 +404,10 @@ def show_one_step(folder, denoiser, x0, sig, input_scale, seed):
     differ: the standard deviation of a pixel, in -1..1."""
     x = x0 + sig[:, None, None, None] * torch.randn_like(x0)
     restored = denoiser(x, sig)
-    grid(torch.cat([x, restored, x0]) / input_scale, [f"{s:.2f}" for s in sig] * 3, 16,
-         title="noised, restored in one step, and true, by sigma").save(folder / "one-step.png")
+    brightness = (sig ** 2 + input_scale ** 2).sqrt()[:, None, None, None]
+    grid(torch.cat([x / brightness, restored / input_scale, x0 / input_scale]), [f"{s:.2f}" for s in sig] * 3, 16,
+         title="noised (shown at one brightness), restored in one step, and true, by sigma"
+         ).save(folder / "one-step.png")
     # At sigma 80 any garment could be hidden. So the best answer is all of them laid over each other, nearly the same
     # to every noise. A shoe here and trousers there are the network's error, where next to no sigma is drawn to train.
     # It does little harm: results/README.md, "Where the network begins to matter".

@@ -2,7 +2,7 @@
 
     python no_t.py                      trains both networks (once), samples 2048 clothes: without the rescue, with it
                                         at every step, and with it from t = 0.7 on (on a CPU add --steps 50, which
-                                        halves the wait, and has the figures below)
+                                        halves the sampling, and has the figures below)
     python no_t.py --compare            the same, and with less fresh noise or none
     python no_t.py --curve              FID and KID of x_0_hat at every step on the way
     python no_t.py --trace              what goes on inside, as numbers

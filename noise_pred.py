@@ -16,10 +16,7 @@ worse near 0 and 1: at 0.999 it is off by 0.0048, the other by 0.0004. By the le
 
 The same network by the lecture's recipe on an H200, seed 0 (results/lecture/noise_pred): guesses are off by 0.018 on
 average, at alphabar 0.5 by 0.0190, an eighth more than the limit for an unbiased guess that even knows the clean image
-(see best). Its error, 0.093, is by an earlier draw of the noise, an unlucky one.
-
-The notebook's loss on test images jumps about on the way. Luck in the draws is a likely reason, and batch norm another:
-in evaluation it uses running averages, which lag behind weights that change fast.
+(see best).
 """
 import functools
 import math

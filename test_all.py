@@ -2513,8 +2513,8 @@ def test_the_overview_has_the_lessons_scores():
     (ddim,), (lms,) = (records_of(name, size="lecture") for name in
                        ("lesson 1: ddim, 100 steps, eta 1", "lesson 4: lms, 20 steps"))
     (many,) = [r for r in kept("fid") if r["what"] == "how many" and r["samples"] == 10_000]
-    assert said_in_the_readme(f"These score {ddim['fid']:.2f}; 2048 other real images score {ddim['floor']:.2f}, and not "
-                              f"0, because 2048 are few: 10,000 score {many['fid']:.2f}.)")
+    assert said_in_the_readme(f"These score {ddim['fid']:.2f}; 2048 other real images score {ddim['floor']:.2f}, and "
+                              f"not 0, because 2048 are few: 10,000 score {many['fid']:.2f}.)")
     halved = next(r for r in kept("half-range", "lecture")
                   if (r["range"], r["what"], r["seed"]) == (0.5, "lms, 20 steps", 0))
     assert said_in_the_readme(f"The large network scores {lms['fid']:.2f} (the lecture's 1.76 is on")
